@@ -1,0 +1,66 @@
+"""Train part of a PyTorch model, and prove that the rest did not move.
+
+The public names are below; everything else is reached by its room (``frostline.freezing``, ``frostline.tasks`` ...).
+Names are imported when they are first used, so that ``import frostline`` by itself does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frostline import audit as audit
+    from frostline import checkpoint as checkpoint
+    from frostline import errors as errors
+    from frostline import findings as findings
+    from frostline import finetune as finetune
+    from frostline import freezing as freezing
+    from frostline import norms as norms
+    from frostline import report as report
+    from frostline import state as state
+    from frostline import tasks as tasks
+    from frostline.freezing.explain import explain as explain
+    from frostline.freezing.verbs import freeze as freeze
+    from frostline.freezing.verbs import frozen as frozen
+    from frostline.state.inventory import inventory as inventory
+    from frostline.state.snapshot import snapshot as snapshot
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "explain": "frostline.freezing.explain",
+    "freeze": "frostline.freezing.verbs",
+    "frozen": "frostline.freezing.verbs",
+    "inventory": "frostline.state.inventory",
+    "snapshot": "frostline.state.snapshot",
+}
+__all__ = [
+    "audit",
+    "checkpoint",
+    "errors",
+    "explain",
+    "findings",
+    "finetune",
+    "freeze",
+    "freezing",
+    "frozen",
+    "inventory",
+    "norms",
+    "report",
+    "snapshot",
+    "state",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"frostline.{name}")
+    raise AttributeError(f"module 'frostline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,21 @@
+"""Floor 6: arguments, progress and exit codes; no logic."""
+
+from __future__ import annotations
+
+import sys
+
+from frostline.errors import MissingExtra
+from frostline.extras import require
+
+
+def main() -> None:
+    """The command ``frostline``; says how to install what it needs where typer or rich is missing."""
+    try:
+        for package in ("typer", "rich"):
+            require(package, extra="cli", purpose="The command line")
+    except MissingExtra as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no console to print with
+        sys.exit(error.exit_code)
+    from frostline.cli.app import run
+
+    run()

@@ -1,0 +1,178 @@
+"""``frostline finetune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from frostline.cli.console import ERRORS, OUTPUT, Live, count, print_json
+from frostline.errors import FrostlineError, name_some
+
+if TYPE_CHECKING:
+    from frostline.finetune import RunResult
+    from frostline.tasks import IsolationReport
+
+MOST_ROWS = 9
+SHORT = "Train a new head, and prove that the rest did not move."
+# The \b keeps click from joining the lines.
+EXAMPLES = """\b
+Examples:
+  frostline finetune
+  frostline finetune --data photos --model timm/resnet18 --pretrained
+  frostline finetune --data photos --model timm/resnet18 --freeze '!layer4'
+  frostline finetune --resume runs/finetune-1
+"""
+
+
+def finetune(
+    context: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Image folder: train/CLASS/* and val/CLASS/*, or CLASS/*. Without it: scikit-learn's digits.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="timm/NAME, torchvision/NAME or package.module:factory.", metavar="MODEL")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What of the trunk is held: a glob on dotted paths, '!' leaves out. All by default; may be repeated.",
+            metavar="SELECTOR",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Dotted path of the model's classifier, if it is not found.", metavar="NAME")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often the data is gone through.")] = 8,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 2e-3,
+    batch_size: Annotated[int, typer.Option(help="Samples a step, over all processes together.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of split, initialization, order and augmentation.")] = 0,
+    init: Annotated[
+        str | None, typer.Option(help="Checkpoint to start from; never run as code.", metavar="CHECKPOINT")
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Fetch the published weights.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/finetune-N by default.", metavar="FOLDER")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", metavar="FOLDER")] = None,
+    naive: Annotated[
+        bool | None,
+        typer.Option("--naive/--no-naive", help="Also train the naive way and compare; for the digits by default."),
+    ] = None,
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Leave out images that cannot be read, and count them.")
+    ] = False,
+    val_share: Annotated[float, typer.Option(help="Share that validates, where there is no val folder.")] = 0.2,
+    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+) -> None:
+    """Train a new head, hold the rest, and prove to the bit that the rest did not move.
+
+    Without arguments: a small network learns handwritten digits, then a second head learns another property of the
+    images with trunk and first head held; then the same is done the naive way, for comparison.
+    """
+    from frostline import finetune as room
+
+    settings: dict[str, Any] = {
+        "data": data,
+        "model": model,
+        "freeze": tuple(freeze or ()),
+        "head": head,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "init": init,
+        "pretrained": pretrained,
+        "device": device,
+        "skip_bad_images": skip_bad_images,
+        "naive": naive,
+        "workers": workers,
+        "val_share": val_share,
+    }
+    try:
+        with Live(ERRORS if as_json else OUTPUT) as live:
+            if resume is None:
+                config = room.FinetuneConfig(**settings)
+                result = room.run(config, out, progress=live)
+            else:
+                _refuse_beside_resume(context, {"resume", "device", "as_json"})
+                asked = context.get_parameter_source("device")
+                given = asked is not None and asked.name != "DEFAULT"
+                result = room.resume(resume, device=device if given else None, progress=live)
+    except KeyboardInterrupt:
+        ERRORS.print("stopped; --resume with the run folder goes on from the last checkpoint", soft_wrap=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _show(result)
+    if not result.report.isolated:
+        raise typer.Exit(1)
+
+
+def _refuse_beside_resume(context: typer.Context, allowed: set[str]) -> None:
+    """A run goes on with the settings it began with; others beside ``--resume`` would be silently ignored."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in allowed
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name != "DEFAULT"
+    ]
+    if given:
+        raise FrostlineError(
+            f"--resume takes its settings from the run's config.json, but {name_some(given)} was given too.\n"
+            "  fix: leave that out, or start a new run without --resume"
+        )
+
+
+def _show(result: RunResult) -> None:
+    lines = ["", *_told(result), "", f"run folder   {result.folder}"]
+    if result.page is not None:
+        lines.append(f"report       {result.page}")
+    for line in lines:
+        OUTPUT.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _told(result: RunResult) -> list[str]:
+    report, rows = result.report, result.last_rows()
+    last = rows[report.task]
+    lines = [f"{report.task}: accuracy {last.accuracy:.2%} after {count(last.epochs, 'epoch')}"]
+    lines += _of_heads(report)
+    moved = len(report.diff.moved)
+    lines.append(
+        f"held: {report.held - moved:,} of {report.held:,} state entries equal to the bit"
+        + (f"; moved: {name_some(report.diff.paths)}" if moved else "")
+    )
+    if result.naive is not None:
+        naive = result.naive
+        lines += ["", "the same phase with requires_grad=False and model.train():"]
+        lines += _of_heads(naive)
+        roles = ", ".join(f"{len(group)} {role}" for role, group in naive.diff.by_role().items())
+        lines.append(f"moved: {len(naive.diff.moved):,} of {naive.held:,} tensors that should have stayed ({roles})")
+        lines += [f"  {row.path}  largest change {row.max_abs:.3g}" for row in naive.diff.moved[:MOST_ROWS]]
+        if len(naive.diff.moved) > MOST_ROWS:
+            lines.append(f"  (+{len(naive.diff.moved) - MOST_ROWS} more; certificate.json)")
+    return lines
+
+
+def _of_heads(report: IsolationReport) -> list[str]:
+    lines: list[str] = []
+    for head in report.heads:
+        if head.trained:
+            continue
+        logits = "equal to the bit" if head.logits_equal else f"changed by up to {head.logits_max_abs:.3g}"
+        line = f"{head.name}: logits {logits}"
+        if head.metric_before is not None:
+            line = (
+                f"{head.name}: accuracy {head.metric_before:.2%} before, {head.metric_after:.2%} after; logits {logits}"
+            )
+        if head.predictions_changed:
+            line += f", {count(head.predictions_changed, 'prediction')} changed"
+        lines.append(line)
+    return lines

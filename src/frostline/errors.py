@@ -1,0 +1,189 @@
+"""The tree of exceptions and warnings; pure Python, knows nothing of torch.
+
+::
+
+    FrostlineError
+    ├── SelectionError (ValueError)       a selector cannot be used on this model
+    │   └── NothingSelected               it matches nothing; the nearest paths are named
+    ├── UnsupportedModel (TypeError)      a kind of model that cannot be looked into
+    ├── CannotDigest (ValueError)         a tensor has no bytes to hash (meta, uninitialized)
+    ├── SnapshotError (ValueError)        a snapshot cannot be compared, restored or read
+    ├── FreezeError (RuntimeError)
+    │   ├── CannotFreeze                  a part cannot be held, and why
+    │   ├── FrozenStateMoved              held state is not what it was; carries ``diff``
+    │   └── HoldReleased                  the hold no longer holds anything
+    ├── MissingExtra (ImportError)        an optional dependency is not installed
+    ├── ModelError (ValueError)           a model cannot be built or does not fit its task
+    ├── DataError (ValueError)            a data folder cannot be used
+    │   └── CorruptData                   a file in it cannot be read
+    ├── RunFolderError (ValueError)       an output folder is in the way, or holds no run
+    ├── CheckpointError (ValueError)      a checkpoint does not fit
+    │   ├── CorruptCheckpoint             it cannot be read
+    │   └── UnsafeCheckpoint              it wants to run code
+    ├── TrainingDiverged (ArithmeticError)  the loss is not a number
+    └── StorageFull (OSError)             the disk has no space left
+    FrostlineWarning (UserWarning)
+    ├── TiedAcrossBoundary                a held tensor is also used outside what is held
+    ├── RandomStart                       a part is held that was never trained
+    ├── NotConverted                      a layer was left as it was: converting it would lose what it does
+    └── TorchvisionWithoutOperators       torchvision runs without its compiled operators
+
+Every message says what was asked, what was found, where (a dotted path or a file) and the narrow fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from frostline.state.changes import StateDiff
+
+
+class FrostlineError(Exception):
+    """The root of every error that Frostline raises on purpose.
+
+    Attributes:
+        exit_code: what the command line ends with: 2 for wrong usage, 3 for unsafe or corrupt input,
+            1 for a finding.
+    """
+
+    exit_code: int = 2
+
+
+class SelectionError(FrostlineError, ValueError):
+    """A selector cannot be used on this model."""
+
+
+class NothingSelected(SelectionError):
+    """A selector matches nothing; the message names the nearest paths."""
+
+
+class UnsupportedModel(FrostlineError, TypeError):
+    """A kind of model that cannot be looked into or held."""
+
+
+class CannotDigest(FrostlineError, ValueError):
+    """A tensor has no bytes that could be hashed."""
+
+
+class SnapshotError(FrostlineError, ValueError):
+    """A snapshot cannot be compared, restored or read."""
+
+
+class FreezeError(FrostlineError, RuntimeError):
+    """Anything that goes wrong with a hold."""
+
+
+class CannotFreeze(FreezeError):
+    """A part of the model cannot be held to the bit."""
+
+
+class FrozenStateMoved(FreezeError):
+    """Held state is not what it was.
+
+    Attributes:
+        diff: the :class:`~frostline.state.changes.StateDiff` with one row for each entry that moved.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, diff: StateDiff) -> None:
+        super().__init__(message)
+        self.diff = diff
+
+    def __reduce__(self) -> tuple[type[FrozenStateMoved], tuple[str, StateDiff]]:
+        return type(self), (str(self), self.diff)
+
+
+class HoldReleased(FreezeError):
+    """The hold was released, or its model no longer exists."""
+
+
+class MissingExtra(FrostlineError, ImportError):
+    """An optional dependency is not installed; the message says how to install it."""
+
+
+class ModelError(FrostlineError, ValueError):
+    """A model cannot be built, or does not fit what it is asked to do."""
+
+
+class DataError(FrostlineError, ValueError):
+    """A data folder cannot be used."""
+
+
+class CorruptData(DataError):
+    """A file in a data folder cannot be read."""
+
+    exit_code = 3
+
+
+class RunFolderError(FrostlineError, ValueError):
+    """An output folder already holds a run, or holds none where one was expected."""
+
+
+class CheckpointError(FrostlineError, ValueError):
+    """A checkpoint does not fit the model."""
+
+
+class CorruptCheckpoint(CheckpointError):
+    """A checkpoint is truncated or is no checkpoint."""
+
+    exit_code = 3
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """A checkpoint is a pickle that wants to import or run code."""
+
+    exit_code = 3
+
+
+class TrainingDiverged(FrostlineError, ArithmeticError):
+    """The loss became NaN or infinite; training was stopped."""
+
+    exit_code = 3
+
+
+class StorageFull(FrostlineError, OSError):
+    """A file could not be written because the disk is full."""
+
+    exit_code = 3
+
+
+class FrostlineWarning(UserWarning):
+    """The root of every warning that Frostline gives."""
+
+
+class TiedAcrossBoundary(FrostlineWarning):
+    """A held tensor or module is also used by a part of the model that is not held."""
+
+
+class NotConverted(FrostlineWarning):
+    """A layer was left as it was, because converting it would lose what it does."""
+
+
+class RandomStart(FrostlineWarning):
+    """A part is held that has random weights."""
+
+
+class TorchvisionWithoutOperators(FrostlineWarning):
+    """Torchvision was imported without its compiled operators."""
+
+
+def name_some(names: Sequence[str], most: int = 8, rest: str = "") -> str:
+    """Join at most ``most`` names, and count the others.
+
+    Args:
+        names: the names, in the order they should be read.
+        most: how many are written out.
+        rest: how to see the others, added behind their count.
+
+    Example:
+        >>> name_some(["a", "b", "c"], most=2, rest="hold.paths")
+        'a, b (+1 more; hold.paths)'
+    """
+    shown = ", ".join(names[:most])
+    if len(names) <= most:
+        return shown
+    behind = f"; {rest}" if rest else ""
+    return f"{shown} (+{len(names) - most} more{behind})"

@@ -1,0 +1,118 @@
+"""What a run of the main job was asked to do; written into its run folder, and read back when it resumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
+
+from frostline.errors import ModelError, RunFolderError
+
+SCHEMA_VERSION = 1
+# What torch's generators take.
+SEEDS = 2**64
+
+
+class ConfigError(ModelError):
+    """A setting is out of its range, or two of them contradict each other."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """The settings of one run.
+
+    Attributes:
+        data: an image folder; ``None`` takes scikit-learn's handwritten digits.
+        model: ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``; ``None`` with the digits.
+        freeze: what of the trunk is held, as globs on its dotted paths; empty holds all of it.
+        head: the dotted path of the classifier in the model, where it does not say so itself.
+        epochs: how often the data is gone through.
+        lr: the learning rate of AdamW.
+        batch_size: samples a step, over all processes together.
+        seed: of the split, the initialization, the order and the augmentation.
+        init: a checkpoint to start from.
+        pretrained: fetch the weights that timm or torchvision publish.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        skip_bad_images: go on without the images that cannot be read.
+        naive: also train the naive way, and compare; ``None`` does so for the digits only.
+        workers: processes that decode images.
+        val_share: the share of images that validates, where the folder has no ``val``.
+    """
+
+    data: str | None = None
+    model: str | None = None
+    freeze: tuple[str, ...] = ()
+    head: str | None = None
+    epochs: int = 8
+    lr: float = 2e-3
+    batch_size: int = 32
+    seed: int = 0
+    init: str | None = None
+    pretrained: bool = False
+    device: str = "auto"
+    skip_bad_images: bool = False
+    naive: bool | None = None
+    workers: int = 2
+    val_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
+            if getattr(self, name) < low:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} {getattr(self, name)}: too small.\n  fix: {low} or more")
+        if self.seed >= SEEDS:
+            raise ConfigError(f"--seed {self.seed}: too large.\n  fix: less than 2**64")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"--lr {self.lr}: a learning rate is a positive number.\n  fix: --lr 0.002, for example")
+        if self.data is None:
+            given = [f"--{n}" for n in ("model", "head", "init") if getattr(self, n) is not None]
+            given += ["--pretrained"] if self.pretrained else []
+            if given:
+                raise ConfigError(
+                    f"{', '.join(given)}: without --data the job runs on the embedded digits with a small model of its "
+                    "own.\n  fix: add --data FOLDER, with one folder of images for each class"
+                )
+        elif self.model is None:
+            raise ConfigError(f"--data {self.data}: which model?\n  fix: add --model timm/resnet18, for example")
+        if self.init is not None and self.pretrained:
+            raise ConfigError("--init and --pretrained: both say what to start from.\n  fix: leave out one of them")
+
+    @property
+    def compares_with_naive(self) -> bool:
+        """Whether the naive loop is run too."""
+        return self.data is None if self.naive is None else self.naive
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON-ready values with a schema version."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "freeze": list(self.freeze)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> FinetuneConfig:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            RunFolderError: it was written by another version, or changed by hand to what is no configuration.
+
+        Example:
+            >>> FinetuneConfig.from_json(FinetuneConfig(seed=3).to_json()).seed
+            3
+        """
+        if not isinstance(data, Mapping):
+            raise RunFolderError(f"config.json holds a {type(data).__name__}, no settings.\n  fix: start a new run")
+        settings = cast("Mapping[str, Any]", data)
+        version = settings.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"config.json has schema version {version!r}, this version reads {SCHEMA_VERSION}.\n"
+                "  fix: start a new run"
+            )
+        known = {field.name for field in fields(cls)}
+        try:
+            values = {name: value for name, value in settings.items() if name in known}
+            values["freeze"] = tuple(values.get("freeze", ()))
+            return cls(**values)
+        except TypeError as error:
+            raise RunFolderError(
+                f"config.json has a setting of the wrong type: {error}\n  fix: restore it, or start a new run"
+            ) from error

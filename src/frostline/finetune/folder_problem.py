@@ -1,0 +1,155 @@
+"""A new classifier on the user's images, with the trunk and the classifier it came with held."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from frostline.checkpoint.container import WRAPPER_TOKENS
+from frostline.checkpoint.read import read_tensors
+from frostline.checkpoint.start import start_from
+from frostline.errors import ModelError, RandomStart
+from frostline.finetune.classifier import BuiltModel, check_width, new_head, split_head
+from frostline.finetune.config import FinetuneConfig
+from frostline.finetune.image_folder import FolderData, ImageDataset, scan_folder, transforms_for
+from frostline.finetune.models import build_model
+from frostline.finetune.problem import Phase, Problem, held_part
+from frostline.state import names
+from frostline.state.inventory import inventory
+from frostline.tasks.task_model import TaskModel
+
+ORIGINAL = "original"
+
+
+def folder_problem(config: FinetuneConfig) -> Problem:
+    """Build the model, find the images, and put a new head beside the one that the model came with.
+
+    Raises:
+        DataError: the folder cannot be used.
+        ModelError: the model cannot be built, or its head does not fit.
+        CheckpointError: the checkpoint to start from does not fit.
+        NothingSelected: a selector matches nothing in the trunk.
+    """
+    assert config.data is not None
+    assert config.model is not None
+    data = scan_folder(
+        config.data, val_share=config.val_share, seed=config.seed, skip_bad_images=config.skip_bad_images
+    )
+    built = _build(config, len(data.classes))
+    facts, told = _start(config, built)
+    trunk, old_head = split_head(built)
+    new = new_head(old_head, len(data.classes), torch.Generator().manual_seed(config.seed))
+    check_width(trunk, new, torch.zeros(2, len(built.mean), *built.image_size))
+    task = task_name(config.data)
+    model = TaskModel(trunk, {ORIGINAL: old_head, task: new})
+    held = held_part(model.trunk, config.freeze)
+    notes = _left_out(data)
+    train, val = _datasets(config, built, data)
+    return Problem(
+        title=f"{config.model} learns {', '.join(data.classes[:4])}{' ...' if len(data.classes) > 4 else ''}",
+        model=model,
+        phases=(Phase(task, config.epochs, config.lr, held, train, val),),
+        probe=val,
+        probe_heads=(task,),
+        facts=(
+            (
+                "data",
+                f"{len(data.train):,} images to train, {len(data.val):,} to validate, {len(data.classes)} classes",
+            ),
+            ("model", built.source),
+            *facts,
+            ("held of the trunk", ", ".join(config.freeze) if config.freeze else "all of it"),
+            ("head", f"{built.head_path}: {old_head.out_features} classes, kept as {ORIGINAL!r}; {task!r} is new"),
+        ),
+        warnings=(*told, *notes),
+        export=lambda trained: _export(trained, built.head_path, task),
+        notes=notes,
+    )
+
+
+def task_name(folder: str) -> str:
+    """The name of a task from the folder of its images; a dot would be taken for a path.
+
+    Example:
+        >>> task_name("data/bees.v2/")
+        'bees_v2'
+        >>> task_name("data/train")
+        'train_new'
+    """
+    name = re.sub(r"\W+", "_", Path(folder).resolve().name).strip("_") or "images"
+    # A ModuleDict, which holds the heads, takes no name that it has a meaning for itself: "train" is one of them.
+    return f"{name}_new" if name == ORIGINAL or hasattr(nn.ModuleDict(), name) else name
+
+
+def _build(config: FinetuneConfig, classes: int) -> BuiltModel:
+    assert config.model is not None
+    # Random weights come from torch's global generator, which is given back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return build_model(config.model, num_classes=classes, pretrained=config.pretrained, head=config.head)
+
+
+def _start(config: FinetuneConfig, built: BuiltModel) -> tuple[list[tuple[str, str]], list[str]]:
+    """Load the checkpoint to start from, if one was given; what is to be said about the start."""
+    if config.init is not None:
+        report = start_from(built.model, config.init, except_prefixes=_fit_head(built, config.init))
+        return [("started from", report.summary)], []
+    if not built.random_weights:
+        return [], []
+    told = "the trunk has random weights: neither --init nor --pretrained was given, so what is held was never trained"
+    warnings.warn(told, RandomStart, stacklevel=2)
+    return [("started from", "random weights")], [told]
+
+
+def _fit_head(built: BuiltModel, checkpoint: str) -> tuple[str, ...]:
+    """Give the model a classifier of the width that the checkpoint has one for; what of the model it does not cover.
+
+    Raises:
+        ModelError: the checkpoint's classifier takes features of another width.
+    """
+    own_names = {part for name in inventory(built.model).tensors for part in name.split(".")}
+    source = read_tensors(checkpoint, keep=WRAPPER_TOKENS.intersection(own_names))
+    weight = source.tensors.get(f"{built.head_path}.weight")
+    if weight is None:
+        return (built.head_path,)
+    if weight.ndim != 2 or weight.shape[1] != built.in_features:
+        raise ModelError(
+            f"the classifier of {checkpoint} does not fit the model\n"
+            f"  expected: {built.head_path}.weight with {built.in_features} columns\n"
+            f"  found: shape {tuple(weight.shape)}\n"
+            "  fix: the model that the checkpoint was made with"
+        )
+    head = built.model.get_submodule(built.head_path)
+    assert isinstance(head, nn.Linear)
+    if head.out_features != weight.shape[0]:
+        owner = built.model.get_submodule(names.parent(built.head_path))
+        setattr(owner, built.head_path.rpartition(".")[2], new_head(head, weight.shape[0], torch.Generator()))
+    return ()
+
+
+def _left_out(data: FolderData) -> tuple[str, ...]:
+    if not data.bad:
+        return ()
+    first = data.bad[0][0].relative_to(data.root)
+    if len(data.bad) == 1:
+        return (f"1 image could not be read and was left out: {first}",)
+    return (f"{len(data.bad)} images could not be read and were left out, {first} for example",)
+
+
+def _datasets(config: FinetuneConfig, built: BuiltModel, data: FolderData) -> tuple[ImageDataset, ImageDataset]:
+    def dataset(samples: tuple[tuple[Path, int], ...], *, train: bool) -> ImageDataset:
+        transform = transforms_for(built.image_size, built.mean, built.std, train=train)
+        return ImageDataset(samples, transform, seed=config.seed)
+
+    return dataset(data.train, train=True), dataset(data.val, train=False)
+
+
+def _export(trained: TaskModel, head_path: str, task: str) -> dict[str, Tensor]:
+    """The model as its library builds it with this number of classes: the new head stands where the old one stood."""
+    tensors = {p: e.value for p, e in inventory(trained.trunk).items() if e.is_tensor and e.persistent}
+    head = inventory(trained.heads[task]).tensors
+    return {**tensors, **{names.join(head_path, name): value for name, value in head.items()}}

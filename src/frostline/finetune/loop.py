@@ -1,0 +1,235 @@
+"""One phase of training through accelerate: the same code on one process or several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from frostline.errors import DataError, ModelError, TrainingDiverged
+from frostline.extras import require
+from frostline.finetune.config import FinetuneConfig
+from frostline.finetune.metrics import EpochRow
+from frostline.finetune.problem import Phase
+from frostline.finetune.progress import Progress
+from frostline.finetune.training_state import unpack_optimizer
+from frostline.tasks.task_model import TaskModel
+
+Packed = tuple[Mapping[str, Tensor], Mapping[str, str]]
+
+
+class EpochSampler(Sampler[int]):
+    """A new order every epoch that depends on (seed, epoch) alone, so that a run that resumes sees the same.
+
+    Example:
+        >>> sampler = EpochSampler(4, seed=0)
+        >>> first = list(sampler)
+        >>> sampler.set_epoch(1)
+        >>> sorted(first) == sorted(sampler), first == list(sampler)
+        (True, False)
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the order of this epoch from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        return iter(torch.randperm(self.size, generator=generator).tolist())
+
+
+def mix_seed(*parts: int) -> int:
+    """One seed from several numbers; neighbours give unlike seeds.
+
+    Example:
+        >>> len({mix_seed(seed, epoch) for seed in range(20) for epoch in range(20)})
+        400
+    """
+    mixed = 0x9E3779B97F4A7C15
+    for part in parts:
+        # The finalizer of SplitMix64 (Steele, Lea and Flood 2014), one round for each number.
+        mixed = (mixed + part + 0x9E3779B97F4A7C15) % 2**64
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63
+
+
+def make_accelerator(config: FinetuneConfig) -> Any:
+    """The accelerator for the device that was asked for.
+
+    The batch size counts all processes together, so that the same command means the same on one process and on four.
+
+    Raises:
+        ModelError: there is no such device here, or the batch cannot be split over the processes.
+    """
+    accelerate: Any = require("accelerate", extra="train", purpose="Training")
+    kind, _, index = config.device.partition(":")
+    have = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (not index or index in map(str, range(torch.cuda.device_count()))),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not have.get(kind, False) or (":" in config.device and (kind != "cuda" or not index)):
+        found = [name for name, there in have.items() if there]
+        raise ModelError(f"--device {config.device}: not available here.\n  fix: one of {', '.join(found)}")
+    if kind == "cuda" and index:
+        torch.cuda.set_device(int(index))
+    loading = require("accelerate.utils", extra="train", purpose="Training").DataLoaderConfiguration(split_batches=True)
+    # Mixed precision wraps the model's forward when training begins: the logits after would be of another precision
+    # than those before, which a proof to the bit cannot have.
+    accelerator = accelerate.Accelerator(cpu=kind == "cpu", mixed_precision="no", dataloader_config=loading)
+    processes: int = accelerator.num_processes
+    if config.batch_size % processes:
+        even = max(1, config.batch_size // processes) * processes
+        raise ModelError(
+            f"--batch-size {config.batch_size} cannot be split evenly over {processes} processes.\n"
+            f"  fix: --batch-size {even}"
+        )
+    return accelerator
+
+
+def fit(
+    accelerator: Any,
+    model: TaskModel,
+    phase: Phase,
+    config: FinetuneConfig,
+    progress: Progress,
+    *,
+    name: str,
+    number: int,
+    done: int = 0,
+    packed: Packed | None = None,
+    after_epoch: Callable[[EpochRow, Optimizer], None] | None = None,
+) -> None:
+    """Train the head of one phase; what is held, is held by the caller.
+
+    Args:
+        accelerator: from :func:`make_accelerator`.
+        model: the trunk with its heads; moved to the device and left in train mode.
+        phase: what to train on.
+        config: batch size, seed, workers.
+        progress: told of every step.
+        name: what the phase is called in ``metrics.jsonl``.
+        number: which phase it is; part of the seed.
+        done: how many epochs were done before.
+        packed: the optimizer's state after them.
+        after_epoch: called on every process with the row of the epoch and the optimizer.
+
+    Raises:
+        TrainingDiverged: the loss is not finite, and the model is as that step found it; or the logits on the
+            validation data are not, before ``after_epoch`` is called.
+    """
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=phase.lr)
+    train, val = _loaders(phase, config, accelerator)
+    # The data loader draws a seed for its workers when it is iterated: from here on, everything depends on the seed.
+    wrapped, optimizer, train, val = accelerator.prepare(model, optimizer, train, val)
+    if packed is not None:
+        unpack_optimizer(_inner(optimizer), *packed)
+    progress.begin(name, phase.epochs, done)
+    for epoch in range(done + 1, phase.epochs + 1):
+        started = time.perf_counter()
+        torch.manual_seed(mix_seed(config.seed, number, epoch, accelerator.process_index))
+        _set_epoch(train, phase.train, epoch)
+        wrapped.train()
+        total, samples = 0.0, 0
+        for step, (inputs, labels) in enumerate(train, start=1):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(wrapped(inputs, phase.task), labels)
+            value = float(accelerator.reduce(loss.detach(), reduction="mean"))
+            if not _finite(value):
+                raise TrainingDiverged(
+                    f"the loss became {value} in phase {name!r}, epoch {epoch}, step {step}; training was stopped.\n"
+                    f"  fix: a smaller learning rate than --lr {config.lr:g}, or look for broken values in the data"
+                )
+            accelerator.backward(loss)
+            optimizer.step()
+            total, samples = total + value * len(labels), samples + len(labels)
+            progress.step(name, epoch, step, len(train), value)
+        # Before anything is kept: a last step of an epoch can break the weights behind a loss that was finite.
+        accuracy = _accuracy(accelerator, wrapped, val, phase.task)
+        if accuracy is None:
+            raise TrainingDiverged(
+                f"the logits became nan or infinite on the validation data, in phase {name!r}, after epoch {epoch}; "
+                f"training was stopped.\n  fix: a smaller learning rate than --lr {config.lr:g}"
+            )
+        row = EpochRow(
+            phase=name,
+            epoch=epoch,
+            epochs=phase.epochs,
+            loss=total / samples,
+            accuracy=accuracy,
+            seconds=time.perf_counter() - started,
+        )
+        progress.epoch(row)
+        if after_epoch is not None:
+            after_epoch(row, _inner(optimizer))
+    accelerator.free_memory()
+
+
+@torch.no_grad()
+def _accuracy(accelerator: Any, wrapped: Any, loader: Any, task: str) -> float | None:
+    """The share of right answers on all validation data, each sample counted once; nothing if a logit is not finite."""
+    wrapped.eval()
+    right = count = broken = 0
+    for inputs, labels in loader:
+        logits = wrapped(inputs, task)
+        chosen = torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
+        predicted, true = accelerator.gather_for_metrics((chosen, labels))
+        right += int((predicted == true).sum())
+        broken += int((predicted == -1).sum())
+        count += len(true)
+    return None if broken else right / count
+
+
+def _loaders(phase: Phase, config: FinetuneConfig, accelerator: Any) -> tuple[Any, Any]:
+    sized: Any = phase.train
+    size = len(sized)
+    if size < 2:
+        raise DataError(f"only {size} sample to train on.\n  fix: more images")
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "num_workers": 0 if isinstance(phase.train, torch.utils.data.TensorDataset) else config.workers,
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+    # A last batch of one sample has no variance, which batch norm in train mode refuses.
+    train: DataLoader[Any] = DataLoader(
+        phase.train,
+        sampler=EpochSampler(size, config.seed),
+        drop_last=size % config.batch_size == 1 and size > config.batch_size,
+        **common,
+    )
+    val: DataLoader[Any] = DataLoader(phase.val, shuffle=False, **common)
+    return train, val
+
+
+def _set_epoch(loader: Any, dataset: Dataset[Any], epoch: int) -> None:
+    """Tell the sampler, wherever accelerate has put it, and the dataset, whose augmentation depends on the epoch."""
+    loader.set_epoch(epoch)
+    tell = getattr(dataset, "set_epoch", None)
+    if tell is not None:
+        tell(epoch)
+
+
+def _inner(optimizer: Any) -> Optimizer:
+    while not type(optimizer).__module__.startswith("torch."):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

@@ -1,0 +1,31 @@
+"""A row of ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """What one epoch gave.
+
+    Attributes:
+        phase: the name of the phase; the naive twin's ends in ``(naive)``.
+        epoch: counted from 1.
+        epochs: how many there will be.
+        loss: the mean training loss.
+        accuracy: of the trained head on the validation data, in 0..1.
+        seconds: how long it took.
+    """
+
+    phase: str
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as JSON-ready values."""
+        return asdict(self)

@@ -1,0 +1,67 @@
+"""Tensors with a digest, as the bytes of a safetensors file.
+
+Knows tensors and bytes; knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import xxhash
+from safetensors import SafetensorError
+from torch import Tensor
+
+from frostline.errors import CorruptCheckpoint
+from frostline.state.digest import digest_all
+
+# Safetensors have no checksum of their own; this entry of their metadata is ours.
+DIGEST = "frostline.digest"
+
+
+def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Turn tensors into the bytes of a safetensors file.
+
+    Tensors may share memory, lie on any device and be strided; each is stored by itself. They are only read.
+
+    Args:
+        tensors: under their names.
+        metadata: what is stored beside them; a digest of the tensors is added.
+    """
+    # Clones, because safetensors refuses tensors that share memory. Bytes for Python to write, because an error of the
+    # disk then is an OSError with its number.
+    alone = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    return safetensors.torch.save(alone, {**metadata, DIGEST: _combined_digest(alone)})
+
+
+def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a file that :func:`serialize` made, on the CPU.
+
+    Raises:
+        CorruptCheckpoint: it is cut short, or its tensors are not those that were saved.
+    """
+    content = path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, ValueError) as error:
+        raise CorruptCheckpoint(
+            f"{path} cannot be read\n  cut short or damaged ({len(content):,} bytes): {error}\n  fix: restore it"
+        ) from error
+    length = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    expected = metadata.pop(DIGEST, None)
+    if expected is not None and expected != _combined_digest(tensors):
+        raise CorruptCheckpoint(
+            f"{path} cannot be read\n  its tensors are not those that were saved\n  fix: restore it"
+        )
+    return tensors, metadata
+
+
+def _combined_digest(tensors: Mapping[str, Tensor]) -> str:
+    lines = [f"{name} {value}" for name, value in sorted(digest_all(tensors).items())]
+    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())

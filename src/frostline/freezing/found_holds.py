@@ -1,0 +1,61 @@
+"""Holds that are found in a model: on a copy, or after loading."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import nn
+
+from frostline.freezing.grips import tokens_on
+from frostline.freezing.hold import Hold
+from frostline.freezing.ledger import ledger_of
+from frostline.freezing.plan import Level, plan_selection
+from frostline.state import names
+from frostline.state.selection import Selection, exactly
+
+
+def holds_on(model: nn.Module) -> list[Hold]:
+    """The holds that are on a model, found in the model itself.
+
+    A deepcopy or an unpickled copy of a held model is held like the original, and the original's :class:`Hold` does not
+    act on it; this makes holds that do. Their reference is the state as it is now.
+
+    Args:
+        model: any module.
+
+    Returns:
+        One hold for each :func:`freeze` that is still in force, in the order of the model.
+
+    Example:
+        >>> from copy import deepcopy
+        >>> from frostline import freeze
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+        >>> _ = freeze(model, "1")
+        >>> copy = deepcopy(model)
+        >>> holds_on(copy)[0].thaw()
+        >>> copy.train()[1].training, model.train()[1].training
+        (True, False)
+    """
+    root = names.unwrap(model)
+    return [_found(root, token, cast("Level", level)) for token, level in tokens_on(root).items()]
+
+
+def _found(root: nn.Module, token: str, level: Level) -> Hold:
+    modules: dict[str, nn.Module] = {}
+    parameters: dict[str, nn.Parameter] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        ledger = ledger_of(module)
+        if ledger is None:
+            continue
+        for name, held in ledger.gradients.items():
+            parameter = module._parameters.get(name)
+            if token in held.tokens and parameter is not None:
+                parameters[names.join(path, name)] = parameter
+        if any(token in held.tokens for held in ledger.of_module):
+            modules[path] = module
+    buffers = {p: b for p, b in root.named_buffers(remove_duplicate=False) if names.parent(p) in modules}
+    alone = tuple(p for p in parameters if names.parent(p) not in modules)
+    plan = plan_selection(Selection(root, modules, parameters, buffers, alone), level, {})
+    hold = Hold(plan, tuple(exactly(path) for path in [*modules, *alone]), {}, token=token)
+    hold._keep_plan(plan)
+    return hold

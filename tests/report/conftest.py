@@ -1,0 +1,104 @@
+"""A realistic run: a digits classifier whose trunk and digit head are held while a parity head trains."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import pytest
+
+from frostline.report import Curve, HeadOutcome, HeldEntry, MovedEntry, Outcome, RunPage
+
+
+def digest(text: str) -> str:
+    return hashlib.md5(text.encode()).hexdigest()
+
+
+def conv_and_norm(block: str, number: int) -> Iterator[tuple[str, str, str]]:
+    yield f"{block}.conv{number}.weight", "parameter", "weight"
+    yield f"{block}.bn{number}.weight", "parameter", "norm.weight"
+    yield f"{block}.bn{number}.bias", "parameter", "norm.bias"
+    yield f"{block}.bn{number}.running_mean", "buffer", "norm.mean"
+    yield f"{block}.bn{number}.running_var", "buffer", "norm.var"
+    yield f"{block}.bn{number}.num_batches_tracked", "buffer", "norm.count"
+    yield f"{block}.bn{number}.training", "mode", "mode"
+
+
+def held_rows() -> list[tuple[str, str, str]]:
+    rows = [row for block in ("trunk.stem", "trunk.stage1") for n in (1, 2) for row in conv_and_norm(block, n)]
+    rows += list(conv_and_norm("trunk.stage2", 1))
+    return [
+        *rows,
+        ("trunk.stage2.bn1.eps", "config", "norm.eps"),
+        ("trunk.stage2.bn1.weight.requires_grad", "requires_grad", "requires_grad"),
+        ("heads.digit.weight", "parameter", "weight"),
+        ("heads.digit.bias", "parameter", "bias"),
+        ("heads.digit.training", "mode", "mode"),
+    ]
+
+
+FLAGS = {"mode": "eval", "config": "1e-05", "requires_grad": "False"}
+SIZES = {"norm.mean": 0.61, "norm.var": 7.9, "norm.count": 470.0}
+
+
+@pytest.fixture
+def page() -> RunPage:
+    held = tuple(
+        HeldEntry(path, kind, role, value := FLAGS.get(kind) or digest(path), value, True)
+        for path, kind, role in held_rows()
+    )
+    moved = tuple(
+        MovedEntry(path, kind, role, SIZES[role] * (1 + 0.3 * math.sin(i)), SIZES[role] * 0.31)
+        for i, (path, kind, role) in enumerate(held_rows())
+        if role in SIZES
+    )
+    return RunPage(
+        title="digits: parity on a held trunk",
+        summary="The head “parity” was trained for 6 epochs; the trunk and the head “digit” were held.",
+        verdict=True,
+        facts=(
+            ("Model", "SmallConvNet, 61,322 parameters"),
+            ("Data", "digits, 1,437 train / 360 test"),
+            ("Held", "trunk, heads.digit (level state)"),
+            ("Trained", "heads.parity"),
+            ("Optimizer", "SGD, lr 0.05, momentum 0.9, weight decay 5e-4"),
+            ("Seed", "0"),
+            ("PyTorch", "2.13.0, CPU, 2 threads"),
+            ("Duration", "14.2 s"),
+        ),
+        curves=(
+            Curve("loss", "base", tuple(range(1, 9)), (2.11, 1.02, 0.51, 0.33, 0.22, 0.16, 0.121, 0.094)),
+            Curve("loss", "parity", tuple(range(9, 15)), (0.62, 0.41, 0.31, 0.27, 0.25, 0.243)),
+            Curve(
+                "accuracy of digit", "base", tuple(range(1, 9)), (0.41, 0.77, 0.88, 0.93, 0.95, 0.969, 0.975, 0.9806)
+            ),
+            Curve("accuracy of digit", "parity", tuple(range(9, 15)), (0.9806,) * 6),
+            Curve("accuracy of parity", "parity", tuple(range(9, 15)), (0.71, 0.83, 0.88, 0.9, 0.911, 0.9167)),
+        ),
+        held=held,
+        trained=(
+            MovedEntry("heads.parity.weight", "parameter", "weight", 0.412, 0.0631),
+            MovedEntry("heads.parity.bias", "parameter", "bias", 0.118, 0.0987),
+        ),
+        outcome=Outcome(
+            "with Frostline",
+            len(held),
+            (),
+            (
+                HeadOutcome("digit", False, True, 0.0, 0.98056, 0.98056, 0),
+                HeadOutcome("parity", True, False, 6.2131, 0.5028, 0.9167, 149),
+            ),
+        ),
+        naive=Outcome(
+            "naive loop (requires_grad only)",
+            len(held),
+            moved,
+            (
+                HeadOutcome("digit", False, False, 11.043, 0.98056, 0.8194, 61),
+                HeadOutcome("parity", True, False, 7.871, 0.5028, 0.9222, 151),
+            ),
+        ),
+        warnings=("torchvision runs without its compiled operators; nothing here needs them.",),
+        generator="frostline 0.1.0",
+    )

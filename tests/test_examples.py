@@ -1,0 +1,46 @@
+"""Every example runs, is short, and shows what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+pytestmark = pytest.mark.slow
+
+
+def run_example(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_tested_and_short() -> None:
+    tested = {"s1_two_heads.py", "s2_frozen_net.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 80, path.name
+
+
+def test_s1_naive_loses_accuracy_and_frozen_stays_to_the_bit() -> None:
+    mistake, frozen = run_example("s1_two_heads.py").split("The same loop with fl.freeze")
+    before, after = map(float, re.findall(r"accuracy ([\d.]+)% before, ([\d.]+)% after", mistake)[0])
+    assert after < before
+    assert "largest change among frozen named_parameters(): 0.0" in mistake
+    assert mistake.count("moved: trunk.") == 6
+    before, after = re.findall(r"accuracy ([\d.]+)% before, ([\d.]+)% after", frozen)[0]
+    assert before == after
+    assert "logits equal to the bit: True" in frozen
+    assert "nothing moved" in frozen
+
+
+def test_s2_outputs_differ_then_are_equal_to_the_bit() -> None:
+    out = run_example("s2_frozen_net.py")
+    assert re.findall(r"outputs equal: (\w+)", out) == ["False", "True"]
+    assert "F107" in out
+    assert "nothing moved" in out

@@ -1,0 +1,90 @@
+"""The public names are a promise: a change here is a change for every user."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+import frostline
+
+PUBLIC = [
+    "audit",
+    "checkpoint",
+    "errors",
+    "explain",
+    "findings",
+    "finetune",
+    "freeze",
+    "freezing",
+    "frozen",
+    "inventory",
+    "norms",
+    "report",
+    "snapshot",
+    "state",
+    "tasks",
+]
+VERBS = {"explain", "freeze", "frozen", "inventory", "snapshot"}
+
+
+def test_all_is_pinned_and_sorted() -> None:
+    assert frostline.__all__ == PUBLIC
+    assert sorted(PUBLIC) == PUBLIC
+    assert len(PUBLIC) <= 15
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_name_resolves(name: str) -> None:
+    value = getattr(frostline, name)
+    if name in VERBS:
+        assert callable(value)
+        assert value.__name__ == name
+        assert value.__module__.startswith("frostline.")
+        assert value.__doc__
+    else:
+        assert isinstance(value, types.ModuleType)
+        assert value.__name__ == f"frostline.{name}"
+
+
+def test_dir_lists_every_name() -> None:
+    assert set(PUBLIC) <= set(dir(frostline))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'frostline' has no attribute 'fry'$"):
+        frostline.fry
+    assert not hasattr(frostline, "fry")
+
+
+def test_star_import_brings_exactly_the_public_names() -> None:
+    space: dict[str, object] = {}
+    exec("from frostline import *", space)
+    assert sorted(space.keys() - {"__builtins__"}) == PUBLIC
+
+
+def test_import_alone_does_not_import_torch() -> None:
+    code = (
+        "import json, sys, frostline\n"
+        "first = sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'numpy', 'xxhash', 'safetensors'})\n"
+        "frostline.errors, frostline.findings\n"
+        "second = 'torch' in sys.modules\n"
+        "frostline.inventory\n"
+        "print(json.dumps([first, second, 'torch' in sys.modules]))\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    # The third is the control: the check can see torch where it is imported.
+    assert json.loads(done.stdout) == [[], False, True]
+
+
+def test_version_is_that_of_the_installed_package() -> None:
+    assert frostline.__version__.count(".") == 2
+    try:
+        installed = importlib.metadata.version("frostline")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("frostline is not installed here, it is on the path; CI installs it")
+    assert frostline.__version__ == installed

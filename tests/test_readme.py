@@ -1,0 +1,38 @@
+"""What the README shows is what happens."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Language and text of each code block."""
+    found: list[tuple[str, list[str]]] = []
+    inside = False
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if line.startswith("```"):
+            inside = not inside
+            if inside:
+                found.append((line[3:], []))
+        elif inside:
+            found[-1][1].append(line)
+    return [(language, "\n".join(lines) + "\n") for language, lines in found]
+
+
+def test_the_python_block_prints_the_text_below_it() -> None:
+    every = blocks()
+    at = next(i for i, (language, _) in enumerate(every) if language == "python")
+    command = [sys.executable, "-W", "error", "-c", every[at][1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert every[at + 1] == ("text", done.stdout)
+
+
+def test_exactly_two_commands_install() -> None:
+    lines = [line for _, text in blocks() for line in text.splitlines() if line.startswith("python -m pip install")]
+    assert lines == [
+        'python -m pip install -c constraints.txt ".[all]" && frostline finetune',
+        'python -m pip install -c constraints.txt -e ".[all,dev]" && python -m pytest',
+    ]
