@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from frostline.freezing.ledger import Grip, close_ledger, ledger_of, open_ledger
+from frostline.attach.ledger import Grip, close_ledger, ledger_of, open_ledger
 from frostline.freezing.mode_lock import harden, is_locked, lock, unlock
 from frostline.freezing.plan import FreezePlan
 from frostline.state.inventory import owners

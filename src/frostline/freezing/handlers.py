@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from frostline.freezing.instance_method import InstanceMethod, install, uninstall
+from frostline.attach.instance_method import InstanceMethod, install, uninstall
 from frostline.norms.layers import has_running_statistics
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from frostline.freezing.instance_method import InstanceMethod, install, uninstall
+from frostline.attach.instance_method import InstanceMethod, install, uninstall
 
 M = TypeVar("M", bound=nn.Module)
 

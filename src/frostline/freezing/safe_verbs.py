@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from frostline.errors import NotConverted, name_some
-from frostline.freezing.ledger import holds_mode, ledger_of
+from frostline.attach.ledger import holds_mode, ledger_of
 from frostline.state import names
 
 

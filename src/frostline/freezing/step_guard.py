@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from frostline.errors import FreezeError
-from frostline.freezing.ledger import ledger_of
+from frostline.attach.ledger import ledger_of
 
 Place = tuple[nn.Module, str]
 

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from frostline.errors import HoldReleased
-from frostline.freezing.instance_method import InstanceMethod, install, uninstall
+from frostline.attach.instance_method import InstanceMethod, install, uninstall
 
 
 class Named(InstanceMethod[nn.Module]):

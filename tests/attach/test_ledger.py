@@ -8,7 +8,7 @@ import pickle
 from torch import nn
 
 import frostline as fl
-from frostline.freezing.ledger import KEY, Grip, Ledger, close_ledger, holds_mode, ledger_of, open_ledger
+from frostline.attach.ledger import KEY, Grip, Ledger, close_ledger, holds_mode, ledger_of, open_ledger
 
 
 def test_opened_once_and_closed_when_empty():
