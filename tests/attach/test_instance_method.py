@@ -10,8 +10,8 @@ import weakref
 import pytest
 from torch import nn
 
-from frostline.errors import HoldReleased
 from frostline.attach.instance_method import InstanceMethod, install, uninstall
+from frostline.errors import HoldReleased
 
 
 class Named(InstanceMethod[nn.Module]):

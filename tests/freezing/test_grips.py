@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from frostline.freezing.grips import drop_gradients, grip, release, tokens_on
 from frostline.attach.ledger import ledger_of
+from frostline.freezing.grips import drop_gradients, grip, release, tokens_on
 from frostline.freezing.mode_lock import HardLocked, is_locked
 from frostline.freezing.plan import plan_freeze
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import frostline as fl
+from frostline.attach.ledger import KEY
 from frostline.errors import CannotFreeze, FrozenStateMoved
 from frostline.freezing import holds_on, safe_convert_sync_batchnorm
-from frostline.attach.ledger import KEY
 from frostline.freezing.mode_lock import HardLocked, is_locked, lock, unlock
 
 LOCKS = ["soft", "hard"]

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from frostline.attach.ledger import ledger_of
 from frostline.errors import name_some
 from frostline.findings import Finding, Safety, Severity
 from frostline.freezing.handlers import KeepTensors
-from frostline.attach.ledger import ledger_of
 from frostline.norms.layers import statistics_of
 from frostline.state import names
 from frostline.state.inventory import SCHEMA_VERSION

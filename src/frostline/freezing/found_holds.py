@@ -6,9 +6,9 @@ from typing import cast
 
 from torch import nn
 
+from frostline.attach.ledger import ledger_of
 from frostline.freezing.grips import tokens_on
 from frostline.freezing.hold import Hold
-from frostline.attach.ledger import ledger_of
 from frostline.freezing.plan import Level, plan_selection
 from frostline.state import names
 from frostline.state.selection import Selection, exactly

@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 from torch.optim import Optimizer
 
+from frostline.attach.ledger import ledger_of
 from frostline.errors import CannotFreeze, FrozenStateMoved, HoldReleased, NothingSelected, name_some
 from frostline.findings import Finding, Safety, Severity
 from frostline.freezing.grips import drop_gradients, grip, release
 from frostline.freezing.handlers import Handler
-from frostline.attach.ledger import ledger_of
 from frostline.freezing.mode_lock import is_locked
 from frostline.freezing.plan import FreezePlan, Level, plan_freeze, plan_selection, warn_of_ties
 from frostline.freezing.probe import probe as run_probe

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from frostline.errors import NotConverted, name_some
 from frostline.attach.ledger import holds_mode, ledger_of
+from frostline.errors import NotConverted, name_some
 from frostline.state import names
 
 

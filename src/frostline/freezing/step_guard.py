@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from frostline.errors import FreezeError
 from frostline.attach.ledger import ledger_of
+from frostline.errors import FreezeError
 
 Place = tuple[nn.Module, str]
 
