@@ -12,6 +12,11 @@
     │   ├── CannotFreeze                  a part cannot be held, and why
     │   ├── FrozenStateMoved              held state is not what it was; carries ``diff``
     │   └── HoldReleased                  the hold no longer holds anything
+    ├── NormsError (RuntimeError)         anything about normalization statistics
+    │   ├── NoStatistics                  there is nothing to estimate, split or convert
+    │   ├── NonFiniteStatistics           an input or a statistic is NaN or infinite; the first layer is named
+    │   ├── DomainError                   a domain is unknown, missing or has no samples
+    │   └── CannotConvert                 a layer cannot be turned into what was asked for
     ├── MissingExtra (ImportError)        an optional dependency is not installed
     ├── ModelError (ValueError)           a model cannot be built or does not fit its task
     ├── DataError (ValueError)            a data folder cannot be used
@@ -98,6 +103,28 @@ class FrozenStateMoved(FreezeError):
 
 class HoldReleased(FreezeError):
     """The hold was released, or its model no longer exists."""
+
+
+class NormsError(FrostlineError, RuntimeError):
+    """Anything that goes wrong with normalization statistics."""
+
+
+class NoStatistics(NormsError):
+    """There is no layer with statistics, or no data to estimate them from."""
+
+
+class NonFiniteStatistics(NormsError):
+    """An input, an activation or a statistic is NaN or infinite; the message names the first layer."""
+
+    exit_code = 3
+
+
+class DomainError(NormsError):
+    """A domain is unknown, missing, or has no samples."""
+
+
+class CannotConvert(NormsError):
+    """A normalization layer cannot be turned into what was asked for."""
 
 
 class MissingExtra(FrostlineError, ImportError):
