@@ -83,6 +83,7 @@ def test_exit_codes() -> None:
         "CorruptData": 3,
         "CorruptCheckpoint": 3,
         "UnsafeCheckpoint": 3,
+        "NonFiniteStatistics": 3,
         "TrainingDiverged": 3,
         "StorageFull": 3,
     }

@@ -7,14 +7,17 @@ Three switches decide for a batch norm, ``training``, ``track_running_stats`` an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import singledispatch
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 Source: TypeAlias = Literal["batch", "running", "instance", "sample"]
+M = TypeVar("M", bound=nn.Module)
 _PER_SAMPLE = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
@@ -41,7 +44,8 @@ def statistics_of(module: nn.Module) -> StatisticsUse | None:
 
     Args:
         module: BatchNorm 1d, 2d, 3d, Sync and lazy with all their subclasses, InstanceNorm, GroupNorm, LayerNorm,
-            RMSNorm, LocalResponseNorm, and the frozen batch norms of torchvision, timm and detectron2.
+            RMSNorm, LocalResponseNorm, the frozen batch norms of torchvision, timm and detectron2, and what
+            :func:`register` has made known.
 
     Example:
         >>> layer = nn.BatchNorm2d(3)
@@ -50,10 +54,84 @@ def statistics_of(module: nn.Module) -> StatisticsUse | None:
         >>> statistics_of(layer.eval()).uses
         'running'
     """
-    if isinstance(module, _BatchNorm):
-        return _batch_norm(module)
-    if isinstance(module, _InstanceNorm):
-        return _instance_norm(module)
+    return _read(module)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a layer keeps its running statistics, and which dimension of its input they run along.
+
+    Attributes:
+        mean: name of the buffer of means.
+        var: name of the buffer of variances.
+        channel_dim: dimension of the input that the statistics are kept per.
+    """
+
+    mean: str = "running_mean"
+    var: str = "running_var"
+    channel_dim: int = 1
+
+
+def register(
+    layer_type: type[M], *, mean: str = "running_mean", var: str = "running_var", channel_dim: int = 1
+) -> Callable[[Callable[[M], StatisticsUse]], Callable[[M], StatisticsUse]]:
+    """Make a normalization layer of your own known; a decorator for the function that reads it.
+
+    Everything that estimates, checks or repairs statistics then takes it in. In eval mode the layer has to normalize
+    with the two buffers that are named here.
+
+    Args:
+        layer_type: the class; its subclasses are read in the same way.
+        mean: name of its buffer of running means.
+        var: name of its buffer of running variances.
+        channel_dim: dimension of its input that they are kept per.
+
+    Example:
+        >>> import torch
+        >>> class ChannelsLastNorm(nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.register_buffer("running_mean", torch.zeros(width))
+        ...         self.register_buffer("running_var", torch.ones(width))
+        >>> @register(ChannelsLastNorm, channel_dim=-1)
+        ... def read(layer):
+        ...     return StatisticsUse("batch" if layer.training else "running", updates=layer.training)
+        >>> statistics_of(ChannelsLastNorm(3).eval()).uses
+        'running'
+    """
+
+    def keep(reader: Callable[[M], StatisticsUse]) -> Callable[[M], StatisticsUse]:
+        _read.register(layer_type, reader)
+        _layout.register(layer_type, lambda _module: Layout(mean, var, channel_dim))
+        return reader
+
+    return keep
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """Where this layer keeps its running statistics.
+
+    Example:
+        >>> layout_of(nn.BatchNorm2d(3))
+        Layout(mean='running_mean', var='running_var', channel_dim=1)
+    """
+    return _layout(module)
+
+
+def running_statistics(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """The buffers of mean and variance themselves; ``None`` if the layer keeps none now.
+
+    Example:
+        >>> [buffer.tolist() for buffer in running_statistics(nn.BatchNorm1d(2))]
+        [[0.0, 0.0], [1.0, 1.0]]
+    """
+    layout = layout_of(module)
+    mean, var = module._buffers.get(layout.mean), module._buffers.get(layout.var)
+    return None if mean is None or var is None else (mean, var)
+
+
+@singledispatch
+def _read(module: nn.Module) -> StatisticsUse | None:
     # RMSNorm is RmsNorm in timm, LlamaRMSNorm in transformers.
     if isinstance(module, _PER_SAMPLE) or any(
         word in type(module).__name__.lower() for word in ("rmsnorm", "layernorm")
@@ -64,6 +142,11 @@ def statistics_of(module: nn.Module) -> StatisticsUse | None:
     return None
 
 
+@singledispatch
+def _layout(_module: Any) -> Layout:
+    return Layout()
+
+
 def has_running_statistics(module: nn.Module) -> bool:
     """Whether the layer keeps running statistics now, flag or no flag.
 
@@ -71,9 +154,10 @@ def has_running_statistics(module: nn.Module) -> bool:
         >>> has_running_statistics(nn.BatchNorm1d(2)), has_running_statistics(nn.InstanceNorm1d(2))
         (True, False)
     """
-    return module._buffers.get("running_mean") is not None and module._buffers.get("running_var") is not None
+    return running_statistics(module) is not None
 
 
+@_read.register
 def _batch_norm(module: _BatchNorm) -> StatisticsUse:
     buffers = has_running_statistics(module)
     if module.training:
@@ -83,6 +167,7 @@ def _batch_norm(module: _BatchNorm) -> StatisticsUse:
     return StatisticsUse("running" if buffers else "batch", updates=False, batch_dependent_in_eval=not buffers)
 
 
+@_read.register
 def _instance_norm(module: _InstanceNorm) -> StatisticsUse:
     own = module.training or not module.track_running_stats
     # The buffers are always passed on, so instance norm with a flag flipped to False updates them in eval mode too.
