@@ -98,9 +98,9 @@ def sample_statistics(x: Tensor, channel_dim: int = 1) -> tuple[Tensor, Tensor, 
         channel_dim: dimension of the channels.
 
     Example:
-        >>> mean, var, positions = sample_statistics(torch.tensor([[[1.0, 3.0]]]))
+        >>> mean, var, positions = sample_statistics(torch.tensor([[[1.0, 1.0, 5.0, 5.0]]]))
         >>> mean.item(), var.item(), positions
-        (2.0, 1.0, 2)
+        (3.0, 4.0, 4)
     """
     x = x.detach()
     if x.dtype in {torch.float16, torch.bfloat16}:
