@@ -23,21 +23,26 @@ if TYPE_CHECKING:
     from frostline.freezing.explain import explain as explain
     from frostline.freezing.verbs import freeze as freeze
     from frostline.freezing.verbs import frozen as frozen
+    from frostline.norms.diagnose import diagnose as diagnose
+    from frostline.norms.recalibrate import recalibrate as recalibrate
     from frostline.state.inventory import inventory as inventory
     from frostline.state.snapshot import snapshot as snapshot
 
 __version__ = "0.1.0"
 
 _NAMES = {
+    "diagnose": "frostline.norms.diagnose",
     "explain": "frostline.freezing.explain",
     "freeze": "frostline.freezing.verbs",
     "frozen": "frostline.freezing.verbs",
     "inventory": "frostline.state.inventory",
+    "recalibrate": "frostline.norms.recalibrate",
     "snapshot": "frostline.state.snapshot",
 }
 __all__ = [
     "audit",
     "checkpoint",
+    "diagnose",
     "errors",
     "explain",
     "findings",
@@ -47,6 +52,7 @@ __all__ = [
     "frozen",
     "inventory",
     "norms",
+    "recalibrate",
     "report",
     "snapshot",
     "state",

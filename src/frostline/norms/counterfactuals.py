@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from frostline.norms.feed import Feed
 from frostline.norms.layers import layout_of, running_statistics
 from frostline.norms.look import Look
+from frostline.norms.moments import Moments
 from frostline.norms.norm_report import Counterfactual, Interval
-from frostline.norms.observe import one_pass, tracked_layers
+from frostline.norms.observe import Seen, one_pass, tracked_layers
 from frostline.norms.scores import Metric, Scores, paired_difference, score
 from frostline.norms.untouched import random_state_kept, untouched
 
@@ -54,9 +55,6 @@ def statistics_from(look: Look) -> dict[str, tuple[Tensor, Tensor]]:
 
 def measure_statistics(root: nn.Module, feed: Feed) -> dict[str, tuple[Tensor, Tensor]]:
     """Population statistics over some batches; to be called inside ``untouched``."""
-    from frostline.norms.moments import Moments
-    from frostline.norms.observe import Seen
-
     total: dict[str, Moments] = {}
 
     def receive(seen: Seen) -> None:
@@ -98,7 +96,8 @@ class Bench:
     """
 
     def __init__(self, model: nn.Module, feed: Feed, metric: Metric) -> None:
-        self._model, self._feed, self._metric = model, feed, metric
+        self._model, self._feed = model, feed
+        self._metric: Metric = metric
         self._as_it_is: Scores | None = None
 
     def as_it_is(self) -> Scores:

@@ -25,7 +25,7 @@ from frostline.norms.counterfactuals import (
 from frostline.norms.evidence import Evidence, LayerFacts, off_layers
 from frostline.norms.feed import Feed, Forward
 from frostline.norms.look import Progress, look
-from frostline.norms.norm_report import CauseRow, Counterfactual, NormLayerRow, NormReport, RemedyRow
+from frostline.norms.norm_report import CauseRow, Channel, Counterfactual, NormLayerRow, NormReport, RemedyRow
 from frostline.norms.observe import tracked_layers
 from frostline.norms.ranks import rank_differences
 from frostline.norms.read_policy import policy_of
@@ -34,7 +34,7 @@ from frostline.norms.scores import Metric
 from frostline.norms.untouched import random_state_kept, untouched
 from frostline.state import names
 
-# A diagnosis draws the running statistics of this many layers against the population, the worst ones.
+# Of this many layers, the worst ones, a report draws the running statistics against the population.
 DRAWN = 6
 
 
@@ -145,6 +145,7 @@ def diagnose(
         layers=_layer_rows(root, evidence),
         counterfactuals=tables[0],
         remedies=tables[1],
+        worst=_worst_channels(evidence),
         notes=_notes(facts, evidence, metric),
         model_type=type(root).__name__,
     )
@@ -263,6 +264,18 @@ def _layer_rows(root: nn.Module, evidence: Evidence) -> tuple[NormLayerRow, ...]
             )
         )
     return tuple(rows)
+
+
+def _worst_channels(evidence: Evidence) -> dict[str, list[Channel]]:
+    """Of the layers that are off most: running and measured mean and standard deviation of each channel."""
+    ranked = sorted(evidence.data.layers.values(), key=lambda layer: -layer.fit_alone.effect)
+    found: dict[str, list[Channel]] = {}
+    for layer in ranked[:DRAWN]:
+        facts, population = evidence.facts[layer.path], layer.alone.moments
+        assert population is not None
+        columns = (facts.mean, facts.var.sqrt(), population.mean, population.var().sqrt())
+        found[layer.path] = [tuple(channel) for channel in torch.stack([c.cpu() for c in columns], 1).tolist()]
+    return found
 
 
 def _rank_distances(

@@ -164,7 +164,7 @@ def _put(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
     for name, value in ((layout.mean, mean), (layout.var, var)):
         old = layer._buffers[name]
         assert old is not None
-        layer._buffers[name] = value.to(old.device, torch.promote_types(old.dtype, torch.float32))
+        layer._buffers[name] = value.to(old.device, old.dtype)
 
 
 def population_of(tally: Tally, in_batches: Tally) -> Population:

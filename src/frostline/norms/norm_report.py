@@ -26,6 +26,8 @@ Cause: TypeAlias = Literal[
     "layers-swapped",
 ]
 
+Channel: TypeAlias = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class CauseRow:
@@ -136,6 +138,8 @@ class NormReport:
         layers: every layer with running statistics, in the order of the forward pass.
         remedies: those that were measured first, the best first.
         counterfactuals: the metric under other statistics, empty without a metric.
+        worst: for the layers that are off most, ``(running mean, running sd, population mean, population sd)`` of each
+            channel.
         notes: what else the reader should know.
         model_type: class name of the model.
     """
@@ -144,7 +148,8 @@ class NormReport:
     layers: tuple[NormLayerRow, ...]
     remedies: tuple[RemedyRow, ...] = ()
     counterfactuals: tuple[Counterfactual, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    worst: dict[str, list[Channel]] = field(default_factory=dict[str, list[Channel]])
+    notes: tuple[str, ...] = ()
     model_type: str = ""
 
     @property
