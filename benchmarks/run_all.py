@@ -14,7 +14,15 @@ from pathlib import Path
 
 from measure import HEADER, RESULTS, row
 
-BENCHMARKS = ("step_with_hold", "digest_speed", "verify_buffers", "freeze_probe")
+BENCHMARKS = (
+    "step_with_hold",
+    "digest_speed",
+    "verify_buffers",
+    "freeze_probe",
+    "norm_moments",
+    "norm_diagnose",
+    "norm_policies",
+)
 
 
 def main() -> int:

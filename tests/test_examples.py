@@ -21,7 +21,14 @@ def run_example(name: str) -> str:
 
 
 def test_every_example_is_tested_and_short() -> None:
-    tested = {"s1_two_heads.py", "s2_frozen_net.py"}
+    tested = {
+        "s1_two_heads.py",
+        "s2_frozen_net.py",
+        "s3_which_statistics.py",
+        "s7_eval_worse.py",
+        "s8_two_views.py",
+        "s9_accumulation.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) < 80, path.name
@@ -44,3 +51,22 @@ def test_s2_outputs_differ_then_are_equal_to_the_bit() -> None:
     assert re.findall(r"outputs equal: (\w+)", out) == ["False", "True"]
     assert "F107" in out
     assert "nothing moved" in out
+
+
+def test_s7_names_the_cause_and_the_repair_brings_the_accuracy_back() -> None:
+    healthy, short = run_example("s7_eval_worse.py").split("momentum 0.9:")
+    assert "healthy: " in healthy
+    assert "apply" not in healthy
+    assert "memory-too-short: " in short
+    assert "recalibrate on the training data" in short
+    assert ", apply" in short
+    figures = [float(figure) for figure in re.findall(r"([\d.]+)%", short)]
+    assert figures[-1] > figures[0]
+
+
+def test_s8_statistics_for_each_view_repair_what_pooled_ones_hardly_do() -> None:
+    out = run_example("s8_two_views.py")
+    shared, pooled, split = (list(map(float, re.findall(r"([\d.]+) %", line))) for line in out.splitlines()[1:])
+    assert min(shared) > 20
+    assert min(pooled) > 10
+    assert max(split) < 5

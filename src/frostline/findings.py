@@ -32,6 +32,7 @@ CATALOGUE: dict[str, str] = {
     "F121": "parameters next to a frozen part stay trainable",
     "M205": "a frozen part gives different results for the same input",
     "N302": "a normalization layer has no running statistics and depends on the batch in eval mode too",
+    "N309": "statistics were estimated on data whose classes are not those that they will be used for",
 }
 
 

@@ -11,6 +11,8 @@ import pytest
 
 import frostline
 
+COMMANDS = ["finetune", "explain", "diagnose", "recalibrate"]
+
 
 def program(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -19,7 +21,8 @@ def program(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["-h"], ["finetune", "--help"], ["explain", "-h"], ["--version"], []]
+    "arguments",
+    [["--help"], ["-h"], *([name, "--help"] for name in COMMANDS), ["explain", "-h"], ["--version"], []],
 )
 def test_what_needs_no_model_does_not_import_torch(arguments: list[str]):
     done = program(
@@ -63,13 +66,13 @@ def test_the_module_runs_as_a_program():
 def test_help_names_commands_and_exit_codes_in_eighty_columns(command: Any):
     done = command("--help")
     assert (done.code, done.err) == (0, "")
-    for said in ("finetune  Train a new head", "explain   Say for each layer", "Exit codes: 0 clean or complete"):
-        assert said in done.out
+    assert all(f"\n  {name} " in done.out for name in COMMANDS)
+    assert "Exit codes: 0 clean or complete" in done.out
     assert "..." not in done.out.partition("Commands:")[2]  # no sentence is cut short
     assert max(map(len, done.out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", ["finetune", "explain"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_has_examples_in_eighty_columns(command: Any, name: str):
     done = command(name, "--help")
     assert (done.code, done.err) == (0, "")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
 
 
 def test_the_table_says_what_each_layer_does(command: Any, factory: str):
@@ -63,3 +68,31 @@ def test_what_is_not_there_is_named(command: Any, factory: str):
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: no model 'resnet18': it has no prefix")
     assert "fix: --model timm/resnet18" in done.err
+
+
+def test_a_checkpoint_is_loaded_whole_and_said(
+    command: Any, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(Path.cwd())
+    net = importlib.import_module(factory).Net(num_classes=6)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "a.pth")
+    done = command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "a.pth")
+    assert (done.code, done.err) == (0, "")
+    first, empty, head, *_ = done.out.splitlines()
+    assert first.startswith("loaded a.pth: 11 of 11 tensors, ")
+    assert first.endswith("; container 'state_dict'")
+    assert (empty, head.split()[:3]) == ("", ["layer", "type", "trains"])
+    data = json.loads(command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "a.pth", "--json").out)
+    assert data["checkpoint"] == {"path": str(tmp_path / "a.pth"), "summary": first.removeprefix("loaded ")}
+    assert json.loads(command("explain", f"{factory}:Net", "--json").out)["checkpoint"] is None
+
+
+def test_a_checkpoint_of_another_model_is_refused(command: Any, factory: str, tmp_path: Path):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "a.pth")
+    done = command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "a.pth")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: a.pth does not fit the model; nothing was changed\n")
+    assert "no name in the file is a name of the model" in done.err
+    done = command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "b.pth")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: the checkpoint {tmp_path / 'b.pth'} does not exist\n")

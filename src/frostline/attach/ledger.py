@@ -75,6 +75,17 @@ def close_ledger(module: nn.Module) -> None:
         del module.__dict__[KEY]
 
 
+def holds_statistics(module: nn.Module) -> bool:
+    """Whether a hold keeps the running statistics of this module: any but one on its parameters alone.
+
+    Example:
+        >>> holds_statistics(nn.BatchNorm1d(2))
+        False
+    """
+    ledger = ledger_of(module)
+    return holds_mode(module) or (ledger is not None and not {"state", "stats"}.isdisjoint(ledger.tokens.values()))
+
+
 def holds_mode(module: nn.Module) -> bool:
     """Whether a hold keeps this module in eval mode."""
     ledger = ledger_of(module)

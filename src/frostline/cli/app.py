@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from frostline import __version__
-from frostline.cli import explain_command, finetune_command
+from frostline.cli import diagnose_command, explain_command, finetune_command, recalibrate_command
 from frostline.cli.console import ERRORS
 from frostline.errors import FrostlineError
 
@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 app.command("finetune", short_help=finetune_command.SHORT, epilog=finetune_command.EXAMPLES)(finetune_command.finetune)
 app.command("explain", short_help=explain_command.SHORT, epilog=explain_command.EXAMPLES)(explain_command.explain)
+app.command("diagnose", short_help=diagnose_command.SHORT, epilog=diagnose_command.EXAMPLES)(diagnose_command.diagnose)
+app.command("recalibrate", short_help=recalibrate_command.SHORT, epilog=recalibrate_command.EXAMPLES)(
+    recalibrate_command.recalibrate
+)
 
 # What Python itself hides from users of a program; PYTHONWARNINGS is about other programs than this one.
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)

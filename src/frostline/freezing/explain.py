@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -11,9 +11,12 @@ from frostline.attach.ledger import ledger_of
 from frostline.errors import name_some
 from frostline.findings import Finding, Safety, Severity
 from frostline.freezing.handlers import KeepTensors
-from frostline.norms.layers import statistics_of
+from frostline.norms.policy import StatsPolicy
+from frostline.norms.policy_forward import PolicyForward
+from frostline.norms.read_policy import DEFAULT, encoding_of, policy_of, set_by
 from frostline.state import names
 from frostline.state.inventory import SCHEMA_VERSION
+from frostline.state.selection import strict_ancestors
 from frostline.tables import html_table, text_table
 
 
@@ -26,10 +29,14 @@ class LayerRow:
         module_type: its class name.
         trainable: ``yes``, ``no``, ``part``, or ``None`` where it has no parameters of its own.
         mode: ``train`` or ``eval``.
-        uses: the statistics that it normalizes with: ``batch``, ``running``, ``instance``, ``sample``; ``None`` if it
-            is no normalization layer.
+        uses: the statistics that it normalizes with: ``batch``, ``running``, ``instance``, ``sample``, a blend or
+            domains; ``None`` if it is no normalization layer.
         updates: whether a forward pass now would write its running statistics; ``None`` likewise.
         held: the levels of the holds on it, ``None`` if there is none.
+        policy: both axes in words, ``uses batch, updates ema(0.1)``; ``None`` if it is no normalization layer.
+        encoded: how PyTorch's switches stand: ``training=True, track_running_stats=False, buffers kept``; likewise.
+        set_by: what brought it to that policy: a hold, a policy, domains, another tool by its fingerprint, the user's
+            ``eval()``, or the default; likewise.
     """
 
     path: str
@@ -39,6 +46,9 @@ class LayerRow:
     uses: str | None
     updates: bool | None
     held: str | None
+    policy: str | None = None
+    encoded: str | None = None
+    set_by: str | None = None
 
 
 class Explanation(list[LayerRow]):
@@ -64,41 +74,61 @@ class Explanation(list[LayerRow]):
         }
 
     def __str__(self) -> str:
-        table = text_table(_COLUMNS, self._rows(), width=100)
-        return "\n".join([table, *(str(finding) for finding in self.findings)])
+        columns, rows = self._table()
+        encoded = [
+            f"{name_some([str(f) or '(root)' for f in names.fold(paths)])}: {how}"
+            for how, paths in self._notable().items()
+        ]
+        notes = ["as PyTorch has it:", *(f"  {line}" for line in encoded)] if encoded else []
+        # The paths must not pay for what is rarely there.
+        width = 100 if len(columns) < len(_COLUMNS) else 150
+        return "\n".join([text_table(columns, rows, width=width), *notes, *(str(finding) for finding in self.findings)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(_COLUMNS, self._rows(), caption=self.model_type)
+        return html_table(*self._table(), caption=self.model_type)
 
-    def _rows(self) -> list[list[object]]:
-        """Neighbours and namesakes that are alike share a row: 53 batch norms need not take 53 lines."""
-        groups: dict[tuple[object, ...], list[LayerRow]] = {}
+    def _notable(self) -> dict[str, list[str]]:
+        """How PyTorch's switches stand, and where, for what something else than the default or a hold has set."""
+        found: dict[str, list[str]] = {}
         for row in self:
-            groups.setdefault((row.module_type, row.trainable, row.mode, row.uses, row.updates, row.held), []).append(
-                row
-            )
-        known = {row.path: row for row in self}
+            if row.encoded is not None and _sets(row) is not None:
+                found.setdefault(row.encoded, []).append(row.path)
+        return found
+
+    def _table(self) -> tuple[list[str], list[list[object]]]:
+        """Neighbours and namesakes that are alike share a row: 53 batch norms need not take 53 lines."""
+        columns = _COLUMNS if any(_sets(row) for row in self) else _COLUMNS[:-1]
+        groups: dict[LayerRow, list[str]] = {}
+        for row in self:
+            groups.setdefault(replace(row, path="", encoded=None), []).append(row.path)
         lines: list[tuple[int, list[object]]] = []
         order = {row.path: i for i, row in enumerate(self)}
-        for members in groups.values():
-            for folded in names.fold([row.path for row in members]):
-                r = known[folded.paths[0]]
+        for alike, paths in groups.items():
+            for folded in names.fold(paths):
+                # The words of the policy, where it updates: `ema(0.1)`.
+                updates = (alike.policy or "").partition(", updates ")[2] if alike.updates else alike.updates
                 cells: list[object] = [
                     str(folded) or "(root)",
-                    r.module_type,
-                    r.trainable,
-                    r.mode,
-                    r.uses,
-                    r.updates,
-                    r.held,
+                    alike.module_type,
+                    alike.trainable,
+                    alike.mode,
+                    alike.uses,
+                    updates,
+                    alike.held,
+                    _sets(alike),
                 ]
-                lines.append((order[folded.paths[0]], cells))
-        return [cells for _, cells in sorted(lines, key=lambda line: line[0])]
+                lines.append((order[folded.paths[0]], cells[: len(columns)]))
+        return columns, [cells for _, cells in sorted(lines, key=lambda line: line[0])]
 
 
-_COLUMNS = ["layer", "type", "trains", "mode", "normalizes with", "updates", "held"]
+_COLUMNS = ["layer", "type", "trains", "mode", "normalizes with", "updates", "held", "set by"]
+
+
+def _sets(row: LayerRow) -> str | None:
+    """What set the policy, where that is worth a column: holds have one of their own."""
+    return None if row.held or row.set_by == DEFAULT else row.set_by
 
 
 def explain(model: nn.Module) -> Explanation:
@@ -106,7 +136,9 @@ def explain(model: nn.Module) -> Explanation:
 
     Decided as PyTorch decides it in forward, not by what the flags are called: ``track_running_stats=False`` set later
     does not make a batch norm use the batch in eval mode, and a training layer never normalizes with its running
-    statistics. The model is only read; nothing is run.
+    statistics. Where a policy, domains or a commit per step replace what PyTorch does, it is their word that counts. A
+    column ``set by`` appears where something else than the default or a hold has set what a layer does: one of these,
+    or another tool, known by what it left behind. The model is only read; nothing is run.
 
     Args:
         model: any module.
@@ -117,17 +149,24 @@ def explain(model: nn.Module) -> Explanation:
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False)
         >>> print(explain(model))
-        layer  type         trains  mode   normalizes with  updates  held
-        ─────  ───────────  ──────  ─────  ───────────────  ───────  ────
-        0      Linear       no      train  –                –        –
-        1      BatchNorm1d  no      train  batch            yes      –
+        layer  type         trains  mode   normalizes with  updates   held
+        ─────  ───────────  ──────  ─────  ───────────────  ────────  ────
+        0      Linear       no      train  –                –         –
+        1      BatchNorm1d  no      train  batch            ema(0.1)  –
         F107 warning: 1 normalization layers have no trainable parameter, yet would move their statistics
           seen: training=True, requires_grad=False: 1
           fix:  frostline.freeze(model, '1')
     """
     root = names.unwrap(model)
-    rows = [_row(path, module) for path, module in root.named_modules() if _matters(module)]
-    half = [row.path for row in rows if row.updates and row.trainable == "no"]
+    modules = dict(root.named_modules())
+    rows = [
+        _row(path, module, inside_training=any(modules[above].training for above in strict_ancestors([path])))
+        for path, module in modules.items()
+        if _matters(module)
+    ]
+    # An update that a policy asks for is meant.
+    moving = [row for row in rows if row.updates and row.set_by != PolicyForward.set_by]
+    half = [row.path for row in moving if row.trainable == "no"]
     findings = [_half_frozen(half)] if half else []
     return Explanation(rows, type(root).__name__, findings)
 
@@ -135,28 +174,38 @@ def explain(model: nn.Module) -> Explanation:
 def _matters(module: nn.Module) -> bool:
     return bool(
         any(p is not None for p in module._parameters.values())
-        or statistics_of(module) is not None
+        or policy_of(module) is not None
         or "drop" in type(module).__name__.lower()
         or "StochasticDepth" in type(module).__name__
     )
 
 
-def _row(path: str, module: nn.Module) -> LayerRow:
+def _row(path: str, module: nn.Module, *, inside_training: bool) -> LayerRow:
     own = [p for p in module._parameters.values() if p is not None]
     trains = sum(p.requires_grad for p in own)
     trainable = None if not own else "yes" if trains == len(own) else "part" if trains else "no"
-    use = statistics_of(module)
+    policy = _policy(module)
     ledger = ledger_of(module)
     return LayerRow(
         path=path,
         module_type=type(module).__name__,
         trainable=trainable,
         mode="train" if module.training else "eval",
-        uses=use.uses if use else None,
-        # A layer that writes to copies in forward does not move, whatever its switches say.
-        updates=use.updates and not (ledger and KeepTensors() in ledger.handlers) if use else None,
+        uses=str(policy.use) if policy else None,
+        updates=policy.update is not None if policy else None,
         held=", ".join(sorted(set(ledger.tokens.values()))) if ledger else None,
+        policy=str(policy) if policy else None,
+        encoded=encoding_of(module) if policy else None,
+        set_by=set_by(module, inside_training=inside_training) if policy else None,
     )
+
+
+def _policy(module: nn.Module) -> StatsPolicy | None:
+    policy, ledger = policy_of(module), ledger_of(module)
+    # A layer that writes to copies in forward does not move, whatever its switches say.
+    if policy is not None and ledger is not None and KeepTensors() in ledger.handlers:
+        return replace(policy, update=None)
+    return policy
 
 
 def _half_frozen(paths: list[str]) -> Finding:

@@ -146,7 +146,7 @@ def diagnose(
         counterfactuals=tables[0],
         remedies=tables[1],
         worst=_worst_channels(evidence),
-        notes=_notes(facts, evidence, metric),
+        notes=_notes(facts, evidence, metric, tables[1] if causes[0].name != "healthy" else ()),
         model_type=type(root).__name__,
     )
 
@@ -300,7 +300,9 @@ def _steps_of(optimizer: Optimizer | None) -> int | None:
     return max(counts, default=None)
 
 
-def _notes(facts: Mapping[str, LayerFacts], evidence: Evidence, metric: Metric) -> tuple[str, ...]:
+def _notes(
+    facts: Mapping[str, LayerFacts], evidence: Evidence, metric: Metric, remedies: tuple[RemedyRow, ...]
+) -> tuple[str, ...]:
     notes: list[str] = []
     missing = [path for path in facts if path not in evidence.facts]
     if missing:
@@ -309,6 +311,9 @@ def _notes(facts: Mapping[str, LayerFacts], evidence: Evidence, metric: Metric) 
         notes.append(
             "the data stands for the training data too; pass train_loader to tell other data from old statistics"
         )
+    tried = [remedy for remedy in remedies if remedy.measured is not None]
+    if tried and not any(remedy.advice == "apply" for remedy in tried):
+        notes.append("none of the statistics that were tried is better than those the model has")
     if metric is None:
         notes.append("without a metric no remedy was measured")
     return tuple(notes)

@@ -128,7 +128,7 @@ def off_layers(look: Look, alpha: float = 0.05) -> list[str]:
 
 def is_material(layer: LayerLook) -> bool:
     """Whether a layer is off by enough, and by more than its moving average scatters anyway."""
-    return layer.fit_alone.effect >= max(MATERIAL, 2 * layer.fit_alone.noise)
+    return layer.fit_alone.effect >= max(MATERIAL, 1.5 * layer.fit_alone.noise)
 
 
 def typical(values: Sequence[float]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -38,16 +39,19 @@ class Feed:
     forward: Forward | None = None
     device: torch.device | str | None = None
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any]:
         """The batches of one pass.
+
+        At its end the loader's own random generators are as before, so that the next pass sees the same data.
 
         Raises:
             NoStatistics: there is none.
         """
         empty = True
-        for batch in self.loader:
-            empty = False
-            yield batch
+        with _generators_kept(self.loader):
+            for batch in self.loader:
+                empty = False
+                yield batch
         if empty:
             raise NoStatistics(
                 f"the loader ({type(self.loader).__name__}) yields no batch, so there is nothing to estimate from\n"
@@ -60,7 +64,7 @@ class Feed:
         Raises:
             NormsError: it is an iterator, which is empty after the first pass.
         """
-        if iter(self.loader) is self.loader:
+        if isinstance(self.loader, Iterator):
             raise NormsError(
                 f"{what} goes over the data several times, and the loader ({type(self.loader).__name__}) is an "
                 "iterator, which is empty after the first pass\n  fix: pass a DataLoader, or list(loader)"
@@ -96,13 +100,37 @@ class Feed:
 
 
 def _moved(value: Any, device: torch.device | str | None) -> Any:
-    if isinstance(value, Tensor):
-        return value if device is None else value.to(device)
+    """The batch on this device; the very same object if nothing of it had to be moved."""
+    if device is None:
+        return value
+    if callable(getattr(value, "to", None)):  # a tensor, and what libraries make of several
+        return value.to(device)
     if isinstance(value, Mapping):
-        return {key: _moved(each, device) for key, each in cast("Mapping[Any, Any]", value).items()}
+        named = cast("Mapping[Any, Any]", value)
+        moved = {key: _moved(each, device) for key, each in named.items()}
+        return value if all(moved[key] is each for key, each in named.items()) else moved
     if isinstance(value, (tuple, list)):
-        return [_moved(each, device) for each in cast("list[Any]", value)]
+        given = cast("list[Any]", value)
+        several = [_moved(each, device) for each in given]
+        if all(new is old for new, old in zip(several, given, strict=True)):
+            return given
+        made = cast("Any", type(given))
+        return made(*several) if hasattr(given, "_fields") else made(several)  # a named tuple takes them one by one
     return value
+
+
+@contextmanager
+def _generators_kept(loader: Any) -> Generator[None]:
+    """Restore the generators that a ``DataLoader`` and its samplers were given."""
+    samplers = [getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+    samplers.append(getattr(samplers[1], "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in (loader, *samplers)]
+    states = [(each, each.get_state()) for each in found if isinstance(each, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def _device_of(model: nn.Module) -> torch.device | None:

@@ -65,11 +65,14 @@ class Layout:
         mean: name of the buffer of means.
         var: name of the buffer of variances.
         channel_dim: dimension of the input that the statistics are kept per.
+        instances: whether the variance is the mean of those of the single samples, without the variance between them,
+            as instance norm keeps it.
     """
 
     mean: str = "running_mean"
     var: str = "running_var"
     channel_dim: int = 1
+    instances: bool = False
 
 
 def register(
@@ -112,10 +115,12 @@ def layout_of(module: nn.Module) -> Layout:
     """Where this layer keeps its running statistics.
 
     Example:
-        >>> layout_of(nn.BatchNorm2d(3))
-        Layout(mean='running_mean', var='running_var', channel_dim=1)
+        >>> layout_of(nn.BatchNorm2d(3)).channel_dim, layout_of(nn.InstanceNorm2d(3)).instances
+        (1, True)
     """
-    return _layout(module)
+    # A layer that is split into domains says where those of the current one lie.
+    replaced = getattr(module.__dict__.get("forward"), "layout", None)
+    return _layout(module) if replaced is None else replaced()
 
 
 def running_statistics(module: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -145,6 +150,11 @@ def _read(module: nn.Module) -> StatisticsUse | None:
 @singledispatch
 def _layout(_module: Any) -> Layout:
     return Layout()
+
+
+@_layout.register
+def _layout_of_instance_norm(_module: _InstanceNorm) -> Layout:
+    return Layout(instances=True)
 
 
 def has_running_statistics(module: nn.Module) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from frostline.errors import NoStatistics
+from frostline.errors import NormsError, NoStatistics
 from frostline.norms.feed import Feed, Forward
 from frostline.norms.observe import Seen, Upstream, one_pass, tracked_layers
 from frostline.norms.untouched import untouched
@@ -24,7 +24,8 @@ class Moments:
     Attributes:
         count: values per channel.
         mean: ``(C,)``.
-        m2: ``(C,)``, sum of squared deviations from the mean.
+        m2: ``(C,)``, sum of squared deviations from the mean; for instance norm, from each sample's own mean.
+        instances: the number of samples whose own means those are; 0 for all other layers.
 
     Example:
         >>> whole = Moments.of(torch.tensor([[1.0], [2.0], [6.0]]))
@@ -36,6 +37,7 @@ class Moments:
     count: int
     mean: Tensor
     m2: Tensor
+    instances: int = 0
 
     @staticmethod
     def of(x: Tensor) -> Moments:
@@ -48,23 +50,25 @@ class Moments:
     def of_seen(seen: Seen) -> Moments:
         """The moments of all values of one call of a layer."""
         mean, var = seen.pooled()
-        return Moments(seen.count, mean, var * seen.count)
+        return Moments(seen.count, mean, var * seen.count, seen.mean.shape[0] if seen.instances else 0)
 
     def merged(self, other: Moments) -> Moments:
         """The moments of the union of two disjoint sets of values.
 
         Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1.
         """
-        count = self.count + other.count
-        if not count:
-            return self
-        delta = other.mean - self.mean
-        share = other.count / count
-        return Moments(count, self.mean + delta * share, self.m2 + other.m2 + delta.square() * (self.count * share))
+        if not other.count or not self.count:
+            return self if self.count else other
+        count, instances = self.count + other.count, self.instances + other.instances
+        delta, share = other.mean - self.mean, other.count / (self.count + other.count)
+        m2 = self.m2 + other.m2
+        if not instances:
+            m2 = m2 + delta.square() * (self.count * share)
+        return Moments(count, self.mean + delta * share, m2, instances)
 
     def var(self, *, unbiased: bool = False) -> Tensor:
-        """The variance: by ``n``, or by ``n - 1`` if ``unbiased``, as PyTorch stores it in ``running_var``."""
-        return self.m2 / max(self.count - unbiased, 1)
+        """The variance: by ``n``, or without the bias of the means that were subtracted, as ``running_var`` has it."""
+        return self.m2 / max(self.count - unbiased * (self.instances or 1), 1)
 
 
 def population_moments(
@@ -83,6 +87,10 @@ def population_moments(
     nor the order of the samples matters beyond the rounding of float64. Dropout and everything else runs as in eval
     mode.
 
+    An instance norm's figures are what its running statistics stand for: the mean over all values, and the mean of the
+    samples' own variances. The variance between samples is no part of it, because in training each sample is normalized
+    by itself, and the layers behind it are used to that contrast.
+
     Nothing of the model is changed: modes, buffers (to the bit), momenta, counters, hooks and random generators are
     afterwards as before, if the loader or the model raises too. Works on one pass over the data, and its memory does
     not grow with the number of batches.
@@ -91,19 +99,21 @@ def population_moments(
         model: any module; ``torch.compile``, DDP and DataParallel are looked through.
         loader: yields batches; see :class:`~frostline.norms.feed.Feed` for how they go into the model.
         selectors: measure only this part.
-        upstream: what layers normalize with while those behind them are measured: ``"batch"``, the statistics of each
-            batch as in training, or ``"running"``, their buffers as in eval mode.
+        upstream: what layers, measured or not, normalize with while those behind them are measured: ``"batch"``, as
+            in training, the statistics of each batch (held and frozen layers their buffers, instance norm each
+            sample's), or ``"running"``, their buffers as in eval mode.
         forward: ``forward(model, batch)`` where the first element of a batch is not what goes in.
         device: where batches are moved to; by default to the model.
         process_group: if given, or if ``torch.distributed`` is initialized, the moments of all its processes are
-            merged, each weighted by its count; each process has to call this.
+            merged, each weighted by its count; each process has to call this, and if one fails, all do.
 
     Returns:
         Moments by path of the layer, for those that a batch came through.
 
     Raises:
-        NoStatistics: the loader is empty.
-        NormsError: a batch gives a layer one value per channel, of which there is no variance.
+        NoStatistics: the loader is empty, or a part of the model is lazy.
+        NormsError: with ``"batch"``, a batch gives a layer one value per channel, of which there is no variance; or
+            another process failed.
         NonFiniteStatistics: a layer saw NaN or infinite values; the first one is named.
 
     Example:
@@ -114,7 +124,7 @@ def population_moments(
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; all at once, by the law of total variance.
     """
-    layers = tracked_layers(model, *selectors)
+    layers, everywhere = tracked_layers(model, *selectors), tracked_layers(model)
     total: dict[str, Moments] = {}
 
     def receive(seen: Seen) -> None:
@@ -122,8 +132,12 @@ def population_moments(
         total[seen.path] = total[seen.path].merged(new) if seen.path in total else new
 
     with untouched(model) as root:
-        one_pass(root, Feed(loader, forward, device), layers, receive, upstream=upstream)
-        return merged_over_processes(total, process_group)
+        try:
+            one_pass(root, Feed(loader, forward, device), layers, receive, upstream=upstream, beside=everywhere)
+        except Exception as failure:
+            _gathered(f"{type(failure).__name__}: {failure}", process_group)
+            raise
+    return merged_over_processes(total, process_group)
 
 
 def merged_over_processes(moments: dict[str, Moments], process_group: Any = None) -> dict[str, Moments]:
@@ -131,6 +145,9 @@ def merged_over_processes(moments: dict[str, Moments], process_group: Any = None
 
     Without an initialized ``torch.distributed`` they are returned as they are. A layer that only some of the processes
     came through counts with those.
+
+    Raises:
+        NormsError: another process failed while it measured.
 
     Example:
         >>> alone = {"bn": Moments(2, torch.zeros(1), torch.ones(1))}
@@ -140,19 +157,27 @@ def merged_over_processes(moments: dict[str, Moments], process_group: Any = None
     if not (dist.is_available() and dist.is_initialized()):
         return moments
     # Small tensors of float64; gathered as objects, because a process may have met other layers than the rest.
-    gathered: list[dict[str, tuple[int, Tensor, Tensor]] | None] = [None] * dist.get_world_size(process_group)
-    mine = {path: (m.count, m.mean.cpu(), m.m2.cpu()) for path, m in moments.items()}
-    dist.all_gather_object(gathered, mine, group=process_group)
+    mine = {path: replace(m, mean=m.mean.cpu(), m2=m.m2.cpu()) for path, m in moments.items()}
     merged: dict[str, Moments] = {}
-    for theirs in gathered:
-        for path, found in (theirs or {}).items():
-            new = Moments(*found)
+    for rank, theirs in enumerate(_gathered(mine, process_group)):
+        if isinstance(theirs, str):
+            raise NormsError(f"process {rank} could not measure its part of the data\n  {theirs}")
+        for path, new in theirs.items():
             merged[path] = merged[path].merged(new) if path in merged else new
     devices = {path: m.mean.device for path, m in moments.items()}
     return {
-        path: Moments(m.count, m.mean.to(devices.get(path, "cpu")), m.m2.to(devices.get(path, "cpu")))
+        path: replace(m, mean=m.mean.to(devices.get(path, "cpu")), m2=m.m2.to(devices.get(path, "cpu")))
         for path, m in merged.items()
     }
+
+
+def _gathered(mine: dict[str, Moments] | str, process_group: Any) -> list[dict[str, Moments] | str]:
+    """What each process has: its moments, or why it has none, so that none waits for one that failed."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    gathered: list[Any] = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(gathered, mine, group=process_group)
+    return gathered
 
 
 def check_any(moments: dict[str, Moments], layers: Iterable[str]) -> None:

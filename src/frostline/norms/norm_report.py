@@ -117,14 +117,14 @@ class RemedyRow:
         name: what to do.
         measured: the metric on data that the remedy did not see; ``None`` where it was not measured.
         gain: difference to leaving the model as it is, on the same samples.
-        advice: ``apply``, ``no better``, ``worse`` or ``not measured``.
+        advice: ``apply``, ``keep``, ``no better``, ``worse`` or ``not measured``.
         how: the call that does it.
     """
 
     name: str
     measured: Interval | None
     gain: Interval | None
-    advice: Literal["apply", "no better", "worse", "not measured"]
+    advice: Literal["apply", "keep", "no better", "worse", "not measured"]
     how: str
 
 

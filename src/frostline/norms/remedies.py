@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -16,7 +16,7 @@ ADVICE: Mapping[Cause, tuple[tuple[str, str], ...]] = {
     "batch-too-small": (
         ("train on with frozen statistics", "frostline.freeze(model, torch.nn.BatchNorm2d, level='stats')"),
         ("merge micro-batches", "norms.step_commit(model, optimizer)"),
-        ("normalize without the batch", "norms.convert(model, norms.GroupNorm())"),
+        ("normalize without the batch", "norms.plan_convert(model, norms.GroupNorm()).apply()"),
     ),
     "memory-too-short": (("lower the momentum", "layer.momentum = 0.1, then recalibrate"),),
     "memory-too-long": (("raise the momentum", "layer.momentum = 0.1, or reset_running_stats() before training"),),
@@ -51,11 +51,13 @@ class Trial:
 def measured(bench: Bench, trials: list[Trial]) -> list[RemedyRow]:
     """Try each on the bench; the best first. Leaving the model as it is stands among them."""
     base = bench.as_it_is()
-    rows = [RemedyRow("leave it as it is", interval(base), None, "no better", "")]
+    rows = [RemedyRow("leave it as it is", interval(base), None, "keep", "")]
     for trial in trials:
         scores = bench.under(trial.statistics)
         by = gain(scores, base)
         rows.append(RemedyRow(trial.name, interval(scores), by, _verdict(by), trial.how))
+    if any(row.advice == "apply" for row in rows):
+        rows[0] = replace(rows[0], advice="no better")
     return sorted(rows, key=lambda row: -row.measured.value if row.measured else 0.0)
 
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Of fewer samples nothing can be learnt about how channels go together.
+FEWEST = 8
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -63,6 +66,7 @@ class Fit:
         batch_noise: the effect that the noise of one batch has, in train mode.
         mean_shift: ``(C,)``, deviation of the mean in running standard deviations.
         gain: ``(C,)``, standard deviation of the population over the running one.
+        tested: whether there was anything to test: samples that differ, and at least eight of them.
     """
 
     p_value: float
@@ -71,6 +75,7 @@ class Fit:
     batch_noise: float
     mean_shift: Tensor
     gain: Tensor
+    tested: bool
 
 
 @dataclass(frozen=True)
@@ -155,14 +160,16 @@ def fit(
     z_var = (population.expected_var - var) / (population.square_var * of_var).sqrt()
     shift, gain = _shift_and_gain(population.mean, population.var, mean, var, eps)
     spread = population.sample_var / scale + population.square_var / (4 * scale.square())
+    tested = bool(alive.any()) and population.rows.shape[0] >= FEWEST
     batch_noise = _weighted(spread / max(memory.batch, 1), weight)
     return Fit(
-        p_value=_p_value(z_mean, z_var, alive, population.rows),
+        p_value=_p_value(z_mean, z_var, alive, population.rows) if tested else 1.0,
         effect=_weighted(shift.square() + (gain - 1).square(), weight),
         noise=batch_noise * memory.noise_share**0.5,
         batch_noise=batch_noise,
         mean_shift=shift,
         gain=gain,
+        tested=tested,
     )
 
 
@@ -180,8 +187,6 @@ def _weighted(squares: Tensor, weight: Tensor | None) -> float:
 
 
 def _p_value(z_mean: Tensor, z_var: Tensor, alive: Tensor, rows: Tensor) -> float:
-    if not bool(alive.any()) or rows.shape[0] < 8:
-        return 1.0
     both = torch.cat([alive, alive])
     statistic = float(torch.cat([z_mean, z_var])[both].square().mean())
     columns = rows[:, both].double()

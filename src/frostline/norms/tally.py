@@ -75,6 +75,7 @@ class Tally:
         self.positions = 1
         self.samples = 0
         self._shift: Tensor | None = None
+        self._instances = False
         self._pairs = Scatter()
         self._cross = 0.0
         self._kept: Tensor | None = None
@@ -104,23 +105,28 @@ class Tally:
     @property
     def square_var(self) -> Tensor:
         """Variance between samples of their mean squared deviation from the population's mean, ``(C,)``."""
-        delta = self._pairs.mean[0]
+        delta = self._shift_of_squares()
         var = self._pairs.m2[1] + 4 * delta.square() * self._pairs.m2[0] - 4 * delta * self._cross
         return (var / max(self.samples - 1, 1)).clamp(min=0)
 
     def sample_rows(self) -> Tensor:
         """Some samples' means and mean squared deviations, ``(K, 2C)``, to learn how channels go together."""
         assert self._kept is not None
-        delta = self._pairs.mean[0]
+        delta = self._shift_of_squares()
         a, b = self._kept[:, 0], self._kept[:, 1]
         return torch.cat([a, b - 2 * delta * a + delta.square()], dim=1)
+
+    def _shift_of_squares(self) -> Tensor:
+        """How far the population's mean lies from where the squares were taken; instance norm takes samples' own."""
+        return torch.zeros_like(self._pairs.mean[0]) if self._instances else self._pairs.mean[0]
 
     def _add_samples(self, seen: Seen) -> None:
         # The squares are taken about the first batch's mean; what they are about the population's follows at the end.
         if self._shift is None:
             self._shift = seen.mean.mean(0)
         a = seen.mean - self._shift
-        rows = torch.stack([a, seen.var + a.square()], dim=1)
+        self._instances = seen.instances
+        rows = torch.stack([a, seen.var if seen.instances else seen.var + a.square()], dim=1)
         before, n = self._pairs.n, rows.shape[0]
         delta = rows.mean(0) - self._pairs.mean
         centred = rows - rows.mean(0)

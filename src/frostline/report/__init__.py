@@ -3,6 +3,14 @@
 from frostline.report.curves import Curve as Curve
 from frostline.report.module_tree import HeldEntry as HeldEntry
 from frostline.report.module_tree import MovedEntry as MovedEntry
+from frostline.report.norm_charts import LayerLine as LayerLine
+from frostline.report.norm_page import CauseLine as CauseLine
+from frostline.report.norm_page import ChangeLine as ChangeLine
+from frostline.report.norm_page import NormPage as NormPage
+from frostline.report.norm_page import Range as Range
+from frostline.report.norm_page import RemedyLine as RemedyLine
+from frostline.report.norm_page import ScoreLine as ScoreLine
+from frostline.report.norm_page import render_norms as render_norms
 from frostline.report.outcome import HeadOutcome as HeadOutcome
 from frostline.report.outcome import Outcome as Outcome
 from frostline.report.run_page import RunPage as RunPage

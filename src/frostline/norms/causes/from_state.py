@@ -135,7 +135,8 @@ def ranks_differ(evidence: Evidence) -> CauseRow | None:
     found = [
         path
         for path, distance in evidence.ranks.items()
-        if path in evidence.train.layers and distance >= max(MATERIAL, 3 * evidence.train.layers[path].fit_alone.noise)
+        if path in evidence.train.layers
+        and distance >= max(MATERIAL / 2, 2 * evidence.train.layers[path].fit_alone.noise)
     ]
     if not found:
         return None

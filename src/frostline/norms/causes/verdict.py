@@ -44,6 +44,8 @@ def _lowered(row: CauseRow, specific: float) -> CauseRow:
 
 def _healthy(evidence: Evidence) -> CauseRow:
     layers = evidence.data.layers
+    if layers and not any(layer.fit_alone.tested for layer in layers.values()):
+        return CauseRow("healthy", 0.0, "nothing could be tested: the samples are all equal, or fewer than eight")
     worst = max(layers, key=lambda path: layers[path].fit_alone.effect, default=None)
     said = (
         "no layer with running statistics saw data"

@@ -1,0 +1,59 @@
+"""What several processes agree on: values that each of them gets, and errors that stop all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+from frostline.errors import NormsError
+
+T = TypeVar("T")
+
+
+def gathered(value: T, process_group: Any = None) -> list[T]:
+    """The value of every process of a group, in the order of their ranks; each process has to call this.
+
+    Without an initialized ``torch.distributed`` it is the value alone.
+
+    Example:
+        >>> gathered(3)
+        [3]
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(found, value, group=process_group)
+    return cast("list[T]", found)
+
+
+def in_all(work: Callable[[], T], process_group: Any = None) -> list[T]:
+    """Do local work in every process and gather what came of it; if it raises in one, every process raises.
+
+    Without that, the others would wait for the one that failed.
+
+    Args:
+        work: calls no collective operation itself.
+        process_group: the processes; by default all.
+
+    Raises:
+        NormsError: another process failed, and this one did not.
+
+    Example:
+        >>> in_all(lambda: 1 + 1)
+        [2]
+    """
+    error: Exception | None = None
+    value: T | None = None
+    try:
+        value = work()
+    except Exception as raised:
+        error = raised
+    told = gathered((value, None if error is None else f"{type(error).__name__}: {error}"), process_group)
+    if error is not None:
+        raise error
+    for rank, (_, failure) in enumerate(told):
+        if failure is not None:
+            raise NormsError(f"process {rank} failed, so nothing was done in this one either\n  there: {failure}")
+    return [cast("T", theirs) for theirs, _ in told]

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from frostline.errors import ModelError
+from frostline.finetune.device import pick_device
+
+
+def test_auto_is_the_accelerator_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == torch.device("cuda")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ModelError, match="--device cuda:2: not available here"):
+        pick_device("cuda:2")
+
+
+def test_auto_is_the_processor_where_there_is_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    for name in ("cuda", "mps", "cpu:0", "cuda:", "gpu", ""):
+        with pytest.raises(ModelError, match=r"not available here\.\n  fix: one of auto, cpu$"):
+            pick_device(name)
