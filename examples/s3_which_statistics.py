@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 import frostline as fl
-from frostline.norms import EMA, StatsPolicy
-from frostline.norms.policed import set_policy
+from frostline.norms import EMA, StatsPolicy, set_policy
 
 torch.manual_seed(0)
 SHAPES = {

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import frostline as fl
-from frostline.norms.momentum import momentum_for, rescale_momentum
-from frostline.norms.step_commit import step_commit
+from frostline.norms import momentum_for, rescale_momentum, step_commit
 
 torch.set_num_threads(1)  # the matrices are small
 images, digit = (torch.tensor(array) for array in load_digits(return_X_y=True))

@@ -70,3 +70,20 @@ def test_s8_statistics_for_each_view_repair_what_pooled_ones_hardly_do() -> None
     assert min(shared) > 20
     assert min(pooled) > 10
     assert max(split) < 5
+
+
+def test_s3_every_layer_is_read_right_in_every_row() -> None:
+    out = run_example("s3_which_statistics.py")
+    assert "rows times layers read wrongly: 0 of 42" in out
+    assert "frostline policy" in out
+    assert "running mean: 1.00 before, 1.31 after" in out
+
+
+def test_s9_both_remedies_bring_the_statistics_nearer_to_the_population() -> None:
+    out = run_example("s9_accumulation.py")
+    assert re.search(r"index % k == 0 .*: wrong", out)
+    lines = re.findall(r"^  (.+?) mean off by ([\d.]+) sd, spread by ([\d.]+)", out, re.MULTILINE)
+    off = {name.strip(): (float(mean), float(spread)) for name, mean, spread in lines}
+    assert off["rescaled momentum"][0] < off["naive"][0] / 2
+    assert off["step_commit"][0] < off["naive"][0] / 2
+    assert off["step_commit"][1] < off["rescaled momentum"][1] < off["naive"][1]

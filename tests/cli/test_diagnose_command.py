@@ -120,6 +120,7 @@ def test_json_is_all_that_standard_output_has(command: Any, nets: Any, tmp_path:
     assert [row["name"] for row in data["counterfactuals"]] == ["E0", "E1", "E2", "E3"]
     assert data["inputs"]["folders"]["data"] == {"path": "images", "images": 32, "classes": 2, "left_out": 0}
     assert data["inputs"]["checkpoint"]["path"] == "new.pth"
+    assert data["inputs"]["augmentation"] == "shift"
     page = (tmp_path / "report.html").read_text()
     assert "The running statistics were never updated." in page
     assert "shift, of training data" in page
@@ -156,6 +157,13 @@ def test_images_without_class_folders_have_no_accuracy_and_it_says_so(command: A
     assert "data        flat: 8 images, no class folders" in done.out
     assert "flat has no class folders, so there are no labels to measure accuracy by" in done.out
     assert "metric [95 %]" not in done.out
+
+
+def test_images_that_are_enlarged_are_said_to_be(command: Any, nets: Any):
+    """A factory says no size, and the classic one is 224: small images would be blown up without a word."""
+    done = command("diagnose", NET, "--checkpoint", "fits.pth", "--data", "flat", "--workers", 0, "--device", "cpu")
+    assert "images      224 x 224 pixels, resized, centre cropped; mean 0.485, 0.456, 0.406, std" in done.out
+    assert "; enlarged from 8: --image-size 8, if the model was trained so\n" in done.out
 
 
 def test_other_classes_than_the_models_are_refused_unless_no_metric_is_wanted(command: Any, nets: Any, tmp_path: Path):

@@ -87,7 +87,7 @@ def test_other_images_are_called_that_and_recalibration_on_them_is_not_recommend
 def test_statistics_of_clean_images_do_harm_and_are_not_written(command: Any, job: list[Any]):
     done = command(
         *("recalibrate", *job, "--data", DATA / "cifar10" / "train", "--held-out", DATA / "cifar10" / "test"),
-        *("--augment", "none", "--out", "new.safetensors"),
+        *("--out", "new.safetensors"),
     )
     found = json.loads(done.out)
     assert (done.code, done.err, found["out"]) == (1, "", None)
@@ -100,7 +100,7 @@ def test_statistics_of_clean_images_do_harm_and_are_not_written(command: Any, jo
 def test_statistics_of_images_augmented_as_in_training_help_and_are_written(command: Any, job: list[Any]):
     done = command(
         *("recalibrate", *job, "--data", DATA / "cifar10" / "train", "--held-out", DATA / "cifar10" / "test"),
-        *("--out", "new.safetensors"),
+        *("--augment", "shift", "--out", "new.safetensors"),
     )
     found = json.loads(done.out)
     assert (done.code, done.err, found["out"]) == (0, "", "new.safetensors")

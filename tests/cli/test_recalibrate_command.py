@@ -152,7 +152,7 @@ def test_training_images_are_augmented_and_held_out_ones_are_not(
         return real(model, loader, **rest)
 
     monkeypatch.setattr(room, "recalibrate", spy)
-    done = command(*job(), "--augment", "auto", "--held-out", "val", "--out", "n.safetensors")
+    done = command(*job(), "--augment", "shift", "--held-out", "val", "--out", "n.safetensors")
     assert "augmentation      shift, of calibration data\n" in done.out
     assert (seen["loader"] == -1).all(1).any(), "shifted images have a black border"
     assert not (seen["held"] == -1).all(1).any()

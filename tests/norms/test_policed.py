@@ -557,3 +557,19 @@ def test_functional_call_reaches_the_tensors_that_are_passed():
     torch.func.functional_call(layer, own, (torch.randn(8, 3) + 5,))
     assert own["running_mean"].min() > 2
     assert layer.running_mean.abs().max() == 0
+
+
+@pytest.mark.parametrize("use", ["batch", "running", Blend(0.5)], ids=str)
+def test_half_precision_follows_the_same_policy(use):
+    """bfloat16 has 8 bits: within a few parts in 256 of float32. A count of 301 that is rounded to 8 bits is 300."""
+    full = nn.BatchNorm1d(3)
+    full.num_batches_tracked.fill_(300)
+    half = copy.deepcopy(full).bfloat16()
+    for layer in (full, half):
+        set_policy(layer, train=StatsPolicy(use, Cumulative()))
+    x = (torch.randn(64, 3) * 4 + 3).bfloat16()
+    out = half(x)
+    assert out.dtype == half.running_mean.dtype == torch.bfloat16
+    assert torch.allclose(out.float(), full(x.float()), rtol=2**-6, atol=2**-5)
+    assert torch.allclose(half.running_mean.float(), full.running_mean, rtol=2**-6)
+    assert half.num_batches_tracked == full.num_batches_tracked == 301

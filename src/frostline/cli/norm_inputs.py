@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -37,8 +37,8 @@ Std: TypeAlias = Annotated[str | None, typer.Option(help="Likewise for the stand
 Augment: TypeAlias = Annotated[
     str,
     typer.Option(
-        help="Of training images: crop (a random part, mirrored), shift (by an eighth, mirrored) or none. auto is "
-        "shift for images that have the size already, else crop."
+        help="Of training images, as the checkpoint was trained: crop (a random part, mirrored), shift (by an eighth, "
+        "mirrored) or none. auto is crop where images are resized, else none."
     ),
 ]
 Limit: TypeAlias = Annotated[
@@ -159,7 +159,7 @@ class Inputs:
         having = [folder for folder in self.folders.values() if folder.classes or folder in wanted]
         self.measurable = bool(wanted)
         self._classes = common_classes(having, outputs, instead=instead) if wanted else tuple(sorted(known))
-        self.augmentation = augment if augment != "auto" else "shift" if self.pixels.as_they_are else "crop"
+        self.augmentation = augment if augment != "auto" else "none" if self.pixels.as_they_are else "crop"
         self.device = where
         self._options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "listener": passes.went_on}
 
@@ -176,7 +176,8 @@ class Inputs:
         """What went in, in words; ``training`` names the folders that are augmented."""
         height, width = self.pixels.size
         small = max((max(size) for folder in self.folders.values() for size in folder.sizes), default=0)
-        enlarged = f" (enlarged from {small} and less: --image-size?)" if small < min(height, width) else ""
+        smaller = small < min(height, width)
+        enlarged = f"; enlarged from {small}: --image-size {small}, if the model was trained so" if smaller else ""
         return (
             ("model", self.loaded.source),
             *((name, folder.described()) for name, folder in self.folders.items()),
@@ -199,6 +200,7 @@ class Inputs:
             "image_size": list(self.pixels.size),
             "mean": list(self.pixels.mean),
             "std": list(self.pixels.std),
+            "augmentation": self.augmentation,
             "batch_size": self._options["batch_size"],
             "device": str(self.device),
         }
@@ -290,19 +292,3 @@ def show(lines: Sequence[str]) -> None:
     """Print lines to standard output as they are."""
     for line in lines:
         OUTPUT.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def finite(value: Any) -> Any:
-    """The same value with ``nan`` and ``inf`` as strings, because JSON has no numbers for them.
-
-    Example:
-        >>> finite({"a": [1.0, float("inf")]})
-        {'a': [1.0, 'inf']}
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in cast("list[Any]", value)]
-    return value

@@ -26,12 +26,12 @@ from frostline.cli.norm_inputs import (
     Workers,
     check_page,
     columns,
-    finite,
     show,
     write_page,
 )
 from frostline.cli.norm_pages import recalibration_page
 from frostline.errors import FrostlineError
+from frostline.json_values import finite
 
 if TYPE_CHECKING:
     from frostline.norms.recalibrate import Recalibration

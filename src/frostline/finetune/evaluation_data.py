@@ -21,10 +21,10 @@ from frostline.finetune.image_folder import (
     MOST_NAMES,
     SUFFIXES,
     ImageDataset,
-    _folders,
-    _images,
-    _unreadable,
+    images_in,
+    subfolders,
     transforms_for,
+    unreadable,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def read_image_folder(
     found = _find(root, option)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
     images = [found[i] for i in order[:limit]]
-    bad = _unreadable([path for path, _ in images])
+    bad = unreadable([path for path, _ in images])
     if bad and not skip_bad_images:
         lines = [f"{path.relative_to(root)}: {reason}" for path, reason in bad]
         rest = [f"(+{len(lines) - MOST_NAMES} more)"] if len(lines) > MOST_NAMES else []
@@ -254,15 +254,15 @@ class _WithoutLabels(Dataset[Tensor]):
 
 
 def _find(root: Path, option: str) -> list[tuple[Path, str | None]]:
-    folders = _folders(root)
-    nested = [folder.name for folder in folders if any(_images(inner) for inner in _folders(folder))]
+    folders = subfolders(root)
+    nested = [folder.name for folder in folders if any(images_in(inner) for inner in subfolders(folder))]
     if nested:
         raise DataError(
             f"{option}{root}: its folders {name_some(nested)} hold folders of images themselves\n"
             f"  expected: {LAYOUTS}\n  fix: {option}{root / nested[-1]}, if its folders are the classes"
         )
-    labelled = [(path, folder.name) for folder in folders for path in _images(folder)]
-    found = labelled or [(path, None) for path in _images(root)]
+    labelled = [(path, folder.name) for folder in folders for path in images_in(folder)]
+    found = labelled or [(path, None) for path in images_in(root)]
     if not found:
         held = name_some([folder.name for folder in folders]) or "nothing"
         raise DataError(

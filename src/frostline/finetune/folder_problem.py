@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from frostline.checkpoint.container import WRAPPER_TOKENS
-from frostline.checkpoint.read import read_tensors
 from frostline.checkpoint.start import start_from
-from frostline.errors import ModelError, RandomStart
+from frostline.errors import RandomStart
+from frostline.finetune.checkpointed_model import fit_head
 from frostline.finetune.classifier import BuiltModel, check_width, new_head, split_head
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.image_folder import FolderData, ImageDataset, scan_folder, transforms_for
@@ -96,39 +95,14 @@ def _build(config: FinetuneConfig, classes: int) -> BuiltModel:
 def _start(config: FinetuneConfig, built: BuiltModel) -> tuple[list[tuple[str, str]], list[str]]:
     """Load the checkpoint to start from, if one was given; what is to be said about the start."""
     if config.init is not None:
-        report = start_from(built.model, config.init, except_prefixes=_fit_head(built, config.init))
+        kept = () if fit_head(built, Path(config.init)) else (built.head_path,)
+        report = start_from(built.model, config.init, except_prefixes=kept)
         return [("started from", report.summary)], []
     if not built.random_weights:
         return [], []
     told = "the trunk has random weights: neither --init nor --pretrained was given, so what is held was never trained"
     warnings.warn(told, RandomStart, stacklevel=2)
     return [("started from", "random weights")], [told]
-
-
-def _fit_head(built: BuiltModel, checkpoint: str) -> tuple[str, ...]:
-    """Give the model a classifier of the width that the checkpoint has one for; what of the model it does not cover.
-
-    Raises:
-        ModelError: the checkpoint's classifier takes features of another width.
-    """
-    own_names = {part for name in inventory(built.model).tensors for part in name.split(".")}
-    source = read_tensors(checkpoint, keep=WRAPPER_TOKENS.intersection(own_names))
-    weight = source.tensors.get(f"{built.head_path}.weight")
-    if weight is None:
-        return (built.head_path,)
-    if weight.ndim != 2 or weight.shape[1] != built.in_features:
-        raise ModelError(
-            f"the classifier of {checkpoint} does not fit the model\n"
-            f"  expected: {built.head_path}.weight with {built.in_features} columns\n"
-            f"  found: shape {tuple(weight.shape)}\n"
-            "  fix: the model that the checkpoint was made with"
-        )
-    head = built.model.get_submodule(built.head_path)
-    assert isinstance(head, nn.Linear)
-    if head.out_features != weight.shape[0]:
-        owner = built.model.get_submodule(names.parent(built.head_path))
-        setattr(owner, built.head_path.rpartition(".")[2], new_head(head, weight.shape[0], torch.Generator()))
-    return ()
 
 
 def _left_out(data: FolderData) -> tuple[str, ...]:

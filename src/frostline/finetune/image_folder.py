@@ -86,7 +86,7 @@ def scan_folder(
     classes = _agreed_classes(root, found)
 
     every = sorted(path for images in found.values() for paths in images.values() for path in paths)
-    bad = _unreadable(every)
+    bad = unreadable(every)
     if bad and not skip_bad_images:
         lines = [f"{path.relative_to(root)}: {reason}" for path, reason in bad]
         rest = [f"(+{len(lines) - MOST_NAMES} more)"] if len(lines) > MOST_NAMES else []
@@ -215,7 +215,7 @@ def _find_sides(root: Path) -> dict[str, Path]:
         raise DataError(f"the data folder {root} does not exist\n  fix: --data FOLDER with {LAYOUTS}")
     if not root.is_dir():
         raise DataError(f"{root} is a file, not a data folder\n  fix: --data FOLDER with {LAYOUTS}")
-    folders = [folder.name for folder in _folders(root)]
+    folders = [folder.name for folder in subfolders(root)]
     sides = [side for side in ("train", "val") if side in folders]
     if len(sides) == 1:
         missing = "val" if sides == ["train"] else "train"
@@ -231,9 +231,9 @@ def _find_sides(root: Path) -> dict[str, Path]:
 def _find_images(folder: Path) -> dict[str, list[Path]]:
     """Map each class to its images, both sorted."""
     classes: dict[str, list[Path]] = {}
-    for class_folder in _folders(folder):
-        classes[class_folder.name] = _images(class_folder)
-        nested = [inner.name for inner in _folders(class_folder) if _images(inner)]
+    for class_folder in subfolders(folder):
+        classes[class_folder.name] = images_in(class_folder)
+        nested = [inner.name for inner in subfolders(class_folder) if images_in(inner)]
         if nested:
             raise DataError(
                 f"the class folder {class_folder} holds folders of images: {name_some(nested)}\n"
@@ -241,7 +241,7 @@ def _find_images(folder: Path) -> dict[str, list[Path]]:
                 f"  fix: --data {class_folder} if those are the classes; otherwise move their images up"
             )
     if not any(classes.values()):
-        lying = len(_images(folder))
+        lying = len(images_in(folder))
         held = f"{lying} images that are in no class folder" if lying else name_some(sorted(classes)) or "nothing"
         raise DataError(f"no images in class folders in {folder}\n  found: {held}\n  fix: --data FOLDER with {LAYOUTS}")
     for name, paths in classes.items():
@@ -289,7 +289,8 @@ def _split(root: Path, images: dict[str, list[Path]], val_share: float, seed: in
     return sides
 
 
-def _unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+def unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """The images that cannot be decoded, each with the reason."""
     # Decoders release the interpreter's lock, so threads are enough. Their warnings come again when the image is used.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -318,11 +319,13 @@ def _reason(path: Path, error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _folders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, hidden ones left out."""
     return [path for path in _entries(folder) if path.is_dir()]
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself."""
     # Links that lead nowhere count: they are named as unreadable rather than passed over.
     return [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
 

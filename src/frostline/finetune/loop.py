@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from frostline.errors import DataError, ModelError, TrainingDiverged
 from frostline.extras import require
 from frostline.finetune.config import FinetuneConfig
+from frostline.finetune.device import pick_device
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
@@ -77,22 +78,13 @@ def make_accelerator(config: FinetuneConfig) -> Any:
         ModelError: there is no such device here, or the batch cannot be split over the processes.
     """
     accelerate: Any = require("accelerate", extra="train", purpose="Training")
-    kind, _, index = config.device.partition(":")
-    have = {
-        "auto": True,
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (not index or index in map(str, range(torch.cuda.device_count()))),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not have.get(kind, False) or (":" in config.device and (kind != "cuda" or not index)):
-        found = [name for name, there in have.items() if there]
-        raise ModelError(f"--device {config.device}: not available here.\n  fix: one of {', '.join(found)}")
-    if kind == "cuda" and index:
-        torch.cuda.set_device(int(index))
+    device = pick_device(config.device)
+    if ":" in config.device:
+        torch.cuda.set_device(device)
     loading = require("accelerate.utils", extra="train", purpose="Training").DataLoaderConfiguration(split_batches=True)
     # Mixed precision wraps the model's forward when training begins: the logits after would be of another precision
     # than those before, which a proof to the bit cannot have.
-    accelerator = accelerate.Accelerator(cpu=kind == "cpu", mixed_precision="no", dataloader_config=loading)
+    accelerator = accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision="no", dataloader_config=loading)
     processes: int = accelerator.num_processes
     if config.batch_size % processes:
         even = max(1, config.batch_size // processes) * processes

@@ -27,10 +27,13 @@ from frostline.norms.layers import register as register
 from frostline.norms.layers import statistics_of as statistics_of
 from frostline.norms.moments import Moments as Moments
 from frostline.norms.moments import population_moments as population_moments
+from frostline.norms.momentum import MomentumHandle as MomentumHandle
 from frostline.norms.momentum import momentum_for as momentum_for
 from frostline.norms.momentum import rescale_momentum as rescale_momentum
 from frostline.norms.norm_report import NormReport as NormReport
 from frostline.norms.observe import tracked_layers as tracked_layers
+from frostline.norms.policed import PolicyHandle as PolicyHandle
+from frostline.norms.policed import PolicyPlan as PolicyPlan
 from frostline.norms.policed import plan_set_policy as plan_set_policy
 from frostline.norms.policed import policies_on as policies_on
 from frostline.norms.policed import set_policy as set_policy
@@ -53,6 +56,7 @@ from frostline.norms.recalibrate import recalibrate as recalibrate
 from frostline.norms.scores import Metric as Metric
 from frostline.norms.scores import Scores as Scores
 from frostline.norms.scores import score as score
+from frostline.norms.step_commit import CommitPlan as CommitPlan
 from frostline.norms.step_commit import StepCommit as StepCommit
 from frostline.norms.step_commit import plan_step_commit as plan_step_commit
 from frostline.norms.step_commit import step_commit as step_commit

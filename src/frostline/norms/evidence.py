@@ -115,7 +115,7 @@ class Evidence:
         return self.train is not self.data
 
 
-def off_layers(look: Look, alpha: float = 0.05) -> list[str]:
+def off_layers(look: Look, alpha: float = 0.001) -> list[str]:
     """The layers that are off by more than noise, and by enough to matter.
 
     Over many layers the share of false alarms among the alarms is kept at ``alpha`` (Benjamini & Hochberg 1995).

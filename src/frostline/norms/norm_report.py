@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from frostline.json_values import finite
 from frostline.state import names
 from frostline.state.inventory import SCHEMA_VERSION
 from frostline.tables import html_table, text_table
@@ -159,7 +160,7 @@ class NormReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready values with a schema version."""
-        return {"schema_version": SCHEMA_VERSION, "model": self.model_type, "cause": self.cause, **_plain(self)}
+        return {"schema_version": SCHEMA_VERSION, "model": self.model_type, "cause": self.cause, **finite(_plain(self))}
 
     def __str__(self) -> str:
         lines = [f"{row.name} ({row.confidence:.0%}): {row.evidence}" for row in self.causes]

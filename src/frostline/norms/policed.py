@@ -122,8 +122,11 @@ def set_policy(
     checkpointing makes updates nothing; *running and updated* is exact there for one forward pass per backward pass.
     A hold wins: a layer that is held after this does what it does in eval mode by itself, until it is thawed.
 
+    Not for threads that run one model at the same time, nor for ``DataParallel`` on several devices: during a call a
+    layer's switches stand as the policy needs them, and replicas would act on the original.
+
     Args:
-        model: any module; ``torch.compile`` and data-parallel wrappers are looked through.
+        model: any module; ``torch.compile`` and distributed wrappers are looked through.
         *selectors: only this part; the whole model by default.
         train: what the layers do in train mode; ``None`` is what they do by themselves. Use ``"batch"``, ``"running"``
             or a :class:`~frostline.norms.policy.Blend`; update by :class:`~frostline.norms.policy.EMA`,

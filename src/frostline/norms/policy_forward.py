@@ -106,14 +106,15 @@ def _average(module: nn.Module, batch: dict[str, Tensor]) -> None:
     count = _buffer(module, COUNT).add_(1)
     for key in _STATISTICS:
         running = _buffer(module, key)
-        running.add_((batch[key] - running).double() / count)
+        # In half precision a count above 256 would be rounded.
+        running.add_(_at_least_float(batch[key] - running) / count)
 
 
 def _blended(module: nn.Module, share: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Normalize with a blend, and leave the rest to the class, which finds statistics that change nothing."""
     x = first_argument(args, kwargs)
     running_mean, running_var = (_buffer(module, key) for key in _STATISTICS)
-    values = x if x.dtype.itemsize > 2 else x.float()
+    values = _at_least_float(x)
     var, mean = torch.var_mean(values, [d for d in range(x.ndim) if d != 1], correction=0)
     mean = share * mean + (1 - share) * running_mean
     var = share * var + (1 - share) * running_var
@@ -140,6 +141,10 @@ def batch_buffers(module: nn.Module) -> dict[str, Tensor]:
     """
     own = ((key, module._buffers[key]) for key in (*_STATISTICS, COUNT))
     return {key: torch.zeros_like(buffer) for key, buffer in own if buffer is not None}
+
+
+def _at_least_float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _buffer(module: nn.Module, key: str) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from frostline.errors import NormsError, name_some
 from frostline.findings import Finding, Severity
+from frostline.json_values import finite
 from frostline.norms.shift_test import output_distance
 from frostline.norms.written_statistics import Applied, LayerStatistics, buffer_of, refuse_held, write
 from frostline.state import names
@@ -140,7 +141,7 @@ class RecalibrationPlan:
             "model": type(self.root).__name__,
             "method": self.method,
             "samples": self.samples,
-            "layers": [{key: _json(value) for key, value in asdict(row).items()} for row in self.rows],
+            "layers": [finite(asdict(row)) for row in self.rows],
             "skipped": dict(self.skipped),
             "findings": [finding.to_dict() for finding in self.findings],
         }
@@ -260,7 +261,3 @@ def _cells(rows: Sequence[RecalibrationRow]) -> list[list[object]]:
     return [
         [r.path, r.type, r.count, r.change, r.mean_shift, r.var_ratio, r.residual_var, r.residual_mean] for r in rows
     ]
-
-
-def _json(value: object) -> object:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,15 +6,14 @@ them.
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from frostline.extras import require
 from frostline.report import figures
+from frostline.report.svg import color, draw
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,6 @@ class Chart:
 
 
 _WIDTH, _HEIGHT = 480, 236
-# Colors that the page replaces: matplotlib cannot write a CSS variable, and a fixed color fits one scheme only.
-_INK, _RULE, _PHASE = "#010101", "#010102", "#0102{:02x}"
-_TAG = re.compile(r"<[^>]*>")
-_STAND_IN = re.compile(r"#0102(?P<phase>[0-9a-f]{2})|" + f"{_INK}|{_RULE}")
 _CROWDED = 24
 
 
@@ -187,12 +182,8 @@ def _chart(own: list[Curve], styles: dict[str, int], frame: _Frame) -> Chart:
 
 
 def _draw(own: list[Curve], styles: dict[str, int], frame: _Frame) -> str:
-    purpose = "Drawing the curves of a report"
-    style: Any = require("matplotlib.style", extra="report", purpose=purpose)
-    figure: Any = require("matplotlib.figure", extra="report", purpose=purpose)
-    ticker: Any = require("matplotlib.ticker", extra="report", purpose=purpose)
-    with style.context(["default", {**_SETTINGS, "svg.hashsalt": frame.salt}]):
-        sheet = figure.Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72)
+    def fill(sheet: Any) -> None:
+        ticker: Any = require("matplotlib.ticker", extra="report", purpose="Drawing the pictures of a report")
         axes = sheet.add_axes((0.125, 0.155, 0.85, 0.805))
         for curve in own:
             _plot(axes, curve, styles[curve.phase])
@@ -205,25 +196,8 @@ def _draw(own: list[Curve], styles: dict[str, int], frame: _Frame) -> str:
         axes.grid(visible=True, axis="y")
         axes.tick_params(length=0, pad=6)
         axes.spines[["left", "right", "top"]].set_visible(False)
-        buffer = io.StringIO()
-        sheet.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    return _for_page(buffer.getvalue())
 
-
-_SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 11,
-    "lines.scale_dashes": False,
-    "axes.edgecolor": _INK,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.formatter.useoffset": False,
-}
+    return draw(_WIDTH, _HEIGHT, frame.salt, fill)
 
 
 def _plot(axes: Any, curve: Curve, style: int) -> None:
@@ -231,7 +205,7 @@ def _plot(axes: Any, curve: Curve, style: int) -> None:
     axes.plot(
         curve.epochs,
         [value if math.isfinite(value) else math.nan for value in curve.values],
-        color=_PHASE.format(style),
+        color=color(style),
         linestyle=(0, look.dash) if look.dash else "-",
         linewidth=1.8,
         marker=look.marker,
@@ -256,23 +230,3 @@ def _limits(kin: list[Curve], *, is_share: bool) -> tuple[float, float]:
         # Room for the markers at 100%, which must not be cut in half.
         return max(low - margin, -0.02), min(high + margin, 1.0 + margin / 2)
     return (0.0 if 0 <= low < 0.5 * high else low - margin), high + margin
-
-
-def _for_page(svg: str) -> str:
-    """Cut a stand-alone SVG file down to what may stand inside a page, and let the page choose its colors."""
-    svg = svg[svg.index("<svg") :].rstrip()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Its style sheet says `*`, which inside a page means the whole page.
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = _TAG.sub(lambda tag: _STAND_IN.sub(_color, tag.group()), svg)
-    svg = re.sub(r"<svg[^>]*>", f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true" focusable="false">', svg)
-    # Groups are numbered from one in every file: on a page of several the names would clash.
-    svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)
-    svg = svg.replace("xlink:href=", "href=")
-    return re.sub(r">\s+<", "><", svg)
-
-
-def _color(found: re.Match[str]) -> str:
-    if found["phase"] is not None:
-        return f"var(--phase-{int(found['phase'], 16) + 1})"
-    return "var(--rule)" if found.group() == _RULE else "currentColor"
