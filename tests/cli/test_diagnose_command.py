@@ -111,7 +111,7 @@ def test_statistics_that_were_never_updated_are_a_finding(command: Any, nets: An
 def test_json_is_all_that_standard_output_has(command: Any, nets: Any, tmp_path: Path):
     done = command(
         *("diagnose", NET, "--checkpoint", "new.pth", "--data", "images", "--train-data", "images", *GRAY, "--json"),
-        *("--html", "report.html"),
+        *("--html", "report.html", "--augment", "shift"),
     )
     data = json.loads(done.out)
     assert (done.code, done.err) == (1, "")
@@ -190,6 +190,7 @@ def test_the_call_that_is_made(command: Any, nets: Any, monkeypatch: pytest.Monk
     done = command(
         *("diagnose", NET, "--checkpoint", "fits.pth", "--data", "images", "--train-data", "images", *GRAY),
         *("--domain", "day=images", "--domain", "night=night", "--steps", 40, "--html", "r.html", "--limit", 20),
+        *("--augment", "shift"),
     )
     assert (done.code, done.err) == (1, "")
     assert done.out.count("mixed-domains") == 1

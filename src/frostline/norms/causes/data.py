@@ -14,7 +14,7 @@ from frostline.norms.shift_test import Fit
 # Images that are brighter or flatter do not differ by more; a forgotten normalization or division does.
 SCALE = 1.9
 # One factor for all channels: the logarithms of their standard deviations change alike, up to what a moving average
-# scatters by. Blur, noise and a flat contrast change some channels more than others.
+# scatters by and what the zeros of the padding do where the mean went along. Blur, noise and a flat contrast change some channels more than others.
 ALIKE = 0.06
 # Where the sign of :func:`_lean` changes: between old statistics and other data.
 BALANCE = 0.03
@@ -38,7 +38,7 @@ def wrong_input_scale(evidence: Evidence) -> CauseRow | None:
     factor = float(gains.median())
     spread = float((gains - factor).abs().median())
     behind = typical([layer.fit_alone.effect for layer in rest])
-    alike = spread <= max(ALIKE, 0.03 * abs(factor))
+    alike = spread <= max(ALIKE, 0.07 * abs(factor))
     if abs(factor) < math.log(SCALE) or not alike or behind > 0.6 * first.fit_alone.effect:
         return None
     return CauseRow(
