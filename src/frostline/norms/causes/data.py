@@ -14,7 +14,8 @@ from frostline.norms.shift_test import Fit
 # Images that are brighter or flatter do not differ by more; a forgotten normalization or division does.
 SCALE = 1.9
 # One factor for all channels: the logarithms of their standard deviations change alike, up to what a moving average
-# scatters by and what the zeros of the padding do where the mean went along. Blur, noise and a flat contrast change some channels more than others.
+# scatters by and what the zeros of the padding do where the mean went along. Blur, noise and a flat contrast change
+# some channels more than others.
 ALIKE = 0.06
 # Where the sign of :func:`_lean` changes: between old statistics and other data.
 BALANCE = 0.03
