@@ -39,7 +39,8 @@ def wrong_input_scale(evidence: Evidence) -> CauseRow | None:
     factor = float(gains.median())
     spread = float((gains - factor).abs().median())
     behind = typical([layer.fit_alone.effect for layer in rest])
-    alike = spread <= max(ALIKE, 0.07 * abs(factor))
+    outliers = float((gains - factor).square().mean().sqrt())
+    alike = spread <= max(ALIKE, 0.07 * abs(factor)) and outliers <= max(1.5 * ALIKE, 0.12 * abs(factor))
     if abs(factor) < math.log(SCALE) or not alike or behind > 0.6 * first.fit_alone.effect:
         return None
     return CauseRow(
