@@ -90,7 +90,8 @@ class Population:
         sample_var: ``(C,)``, variance between samples of their means.
         square_var: ``(C,)``, variance between samples of their mean squared deviation.
         dependence: variance of a batch's mean, and of its variance, over what independent samples would give: below
-            another normalization it is less than one, because that one forces the batch's mean.
+            another normalization it is less than one, because that one forces the mean of its batch; with the
+            population's statistics before it the mean of the population, though not its variance, is forced as well.
         samples: how many there were.
         rows: ``(K, 2C)``, some of the samples' means and squared deviations.
     """
@@ -149,10 +150,9 @@ def fit(
     correlations (Satterthwaite 1946), by an unbiased estimate of the sum of their squares.
     """
     mean, var = running_mean.double(), running_var.double()
-    of_mean, of_var = (
-        1 / max(population.samples, 1) + memory.noise_share * dependence / max(memory.batch, 1)
-        for dependence in population.dependence
-    )
+    measured, remembered = 1 / max(population.samples, 1), memory.noise_share / max(memory.batch, 1)
+    of_mean = population.dependence[0] * (measured + remembered)
+    of_var = measured + population.dependence[1] * remembered
     scale = population.var + eps
     # A channel that does not vary between samples says nothing, and would divide by nothing.
     alive = (population.sample_var > 1e-10 * scale) & (population.square_var > 1e-10 * scale.square())
