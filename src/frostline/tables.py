@@ -24,7 +24,7 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, widt
         bn.running_mean  yes
         fc.weight        –
     """
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell_text(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
     if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
         widths[0] = min(widths[0], max(12, width - sum(widths[1:]) - 2 * (len(widths) - 1)))
@@ -41,12 +41,18 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, capt
         '<table><thead><tr><th>path</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
     """
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell_text(value))}</td>" for value in row) + "</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A value as it stands in a cell: one line, ``None`` as an en dash.
+
+    Example:
+        >>> [cell_text(value) for value in (None, True, 1234, 0.12345)]
+        ['–', 'yes', '1,234', '0.123']
+    """
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -96,3 +96,15 @@ def test_a_checkpoint_of_another_model_is_refused(command: Any, factory: str, tm
     done = command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "b.pth")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"error: the checkpoint {tmp_path / 'b.pth'} does not exist\n")
+
+
+def test_the_page_says_what_the_table_says(command: Any, factory: str, tmp_path: Path):
+    done = command("explain", f"{factory}:half_frozen", "--html", "layers.html")
+    page = Path("layers.html").read_text()
+    assert done.code == 1
+    for word in ("norm", "BatchNorm2d", "ema(0.1)", "F107"):
+        assert word in done.out
+        assert word in page
+    refused = command("explain", f"{factory}:Net", "--html", "layers.txt")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--html layers.html" in refused.err

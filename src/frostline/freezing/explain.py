@@ -74,7 +74,7 @@ class Explanation(list[LayerRow]):
         }
 
     def __str__(self) -> str:
-        columns, rows = self._table()
+        columns, rows = self.table()
         encoded = [
             f"{name_some([str(f) or '(root)' for f in names.fold(paths)])}: {how}"
             for how, paths in self._notable().items()
@@ -87,7 +87,7 @@ class Explanation(list[LayerRow]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(*self._table(), caption=self.model_type)
+        return html_table(*self.table(), caption=self.model_type)
 
     def _notable(self) -> dict[str, list[str]]:
         """How PyTorch's switches stand, and where, for what something else than the default or a hold has set."""
@@ -97,8 +97,11 @@ class Explanation(list[LayerRow]):
                 found.setdefault(row.encoded, []).append(row.path)
         return found
 
-    def _table(self) -> tuple[list[str], list[list[object]]]:
-        """Neighbours and namesakes that are alike share a row: 53 batch norms need not take 53 lines."""
+    def table(self) -> tuple[list[str], list[list[object]]]:
+        """The headings and the rows that are printed.
+
+        Neighbours and namesakes that are alike share a row: 53 batch norms need not take 53 lines.
+        """
         columns = _COLUMNS if any(_sets(row) for row in self) else _COLUMNS[:-1]
         groups: dict[LayerRow, list[str]] = {}
         for row in self:

@@ -15,3 +15,5 @@ from frostline.report.outcome import HeadOutcome as HeadOutcome
 from frostline.report.outcome import Outcome as Outcome
 from frostline.report.run_page import RunPage as RunPage
 from frostline.report.run_page import render_run as render_run
+from frostline.report.table_page import TablePage as TablePage
+from frostline.report.table_page import render_table as render_table
