@@ -65,6 +65,23 @@ def test_batch_statistics_without_the_rest_of_train_mode(model, loader):
     assert not torch.equal(scores.values, accuracy(dropped, loader))  # the naive way: dropout is on
 
 
+def test_dropout_alone(model, loader):
+    """Dropout as in train mode, the norm layer as in eval mode; the same draws each time, and none left behind."""
+    before = torch.random.get_rng_state()
+    bench = Bench(model, Feed(loader), "accuracy")
+    scores = bench.with_the_rest_in_train_mode()
+    by_hand = copy.deepcopy(model).eval()
+    by_hand[3].train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert torch.equal(scores.values, accuracy(by_hand, loader))
+    assert torch.equal(bench.with_the_rest_in_train_mode().values, scores.values)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert int(model[1].num_batches_tracked) == 0
+    plain = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    assert Bench(plain, Feed(loader), "accuracy").with_the_rest_in_train_mode() is None
+
+
 def test_statistics_in_place_come_back_on_an_error(model):
     before = (model[1].running_mean, model[1].running_mean.clone())
     with pytest.raises(KeyError), statistics_in_place(model, {"1": (torch.zeros(8), torch.ones(8))}):

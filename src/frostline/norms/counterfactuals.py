@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from frostline.attach.ledger import holds_mode
 from frostline.norms.feed import Feed
 from frostline.norms.layers import layout_of, running_statistics
 from frostline.norms.look import Look
@@ -118,9 +120,30 @@ class Bench:
             with random_state_kept():
                 return score(root, outputs, self._metric)
 
+    def with_the_rest_in_train_mode(self) -> Scores | None:
+        """The scores with dropout and its like active, while every normalization layer is as in eval mode.
+
+        ``None`` if the model has nothing else that depends on the mode. Random draws are the same each time.
+        """
+        with untouched(self._model) as root:
+            others = [module for module in root.modules() if _draws(module)]
+            if not others:
+                return None
+            for module in others:
+                module.training = True
+            with random_state_kept():
+                torch.manual_seed(0)
+                return score(root, self._feed, self._metric)
+
     def _score(self, statistics: Statistics) -> Scores:
         with untouched(self._model) as root, statistics_in_place(root, statistics), random_state_kept():
             return score(root, self._feed, self._metric)
+
+
+def _draws(module: nn.Module) -> bool:
+    """Dropout and stochastic depth, wherever they come from; a hold that keeps them in eval mode wins."""
+    name = type(module).__name__.lower()
+    return ("drop" in name or "stochasticdepth" in name) and not holds_mode(module)
 
 
 class _BatchStatistics:

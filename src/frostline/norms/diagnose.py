@@ -36,6 +36,8 @@ from frostline.state import names
 
 # Of this many layers, the worst ones, a report draws the running statistics against the population.
 DRAWN = 6
+# In so many layers that are off, the worst ones, the statistics are exchanged one layer at a time.
+SWAPPED = 3
 
 
 def diagnose(
@@ -70,6 +72,7 @@ def diagnose(
     E2    population statistics of the data at hand
     E3    those of each batch, at the size of the loader's batches
     E4    those of each domain, scored on that domain
+    E5    the running statistics, with dropout and its like as in train mode
     ====  =====================================================================
 
     and remedies are ranked by what they did on samples that they did not see.
@@ -216,6 +219,15 @@ def _score(
     rows.append(row("E3", f"of each batch of {evidence.data.batch_samples}", bench.with_batch_statistics(), base))
     if evidence.domains:
         rows += _score_domains(model, feeds, evidence, metric)
+    rest = bench.with_the_rest_in_train_mode() if base is not None else None
+    if rest is not None:
+        rows.append(row("E5", "running, with dropout as in train mode", rest, base))
+    if base is not None and causes[0].name != "healthy":
+        rows += [
+            row("E2", f"of this data in {path} alone", bench.under({path: here[path]}), base)
+            for path in _worst(evidence, off_layers(evidence.data))[:SWAPPED]
+            if path in here
+        ]
     remedies = measured(bench, trials) if base is not None else []
     done = {remedy.name for remedy in remedies}
     more = unmeasured([cause.name for cause in causes], [] if base is not None else trials)
@@ -268,14 +280,18 @@ def _layer_rows(root: nn.Module, evidence: Evidence) -> tuple[NormLayerRow, ...]
 
 def _worst_channels(evidence: Evidence) -> dict[str, list[Channel]]:
     """Of the layers that are off most: running and measured mean and standard deviation of each channel."""
-    ranked = sorted(evidence.data.layers.values(), key=lambda layer: -layer.fit_alone.effect)
     found: dict[str, list[Channel]] = {}
-    for layer in ranked[:DRAWN]:
+    for path in _worst(evidence, list(evidence.data.layers))[:DRAWN]:
+        layer = evidence.data.layers[path]
         facts, population = evidence.facts[layer.path], layer.alone.moments
         assert population is not None
         columns = (facts.mean, facts.var.sqrt(), population.mean, population.var().sqrt())
         found[layer.path] = [tuple(channel) for channel in torch.stack([c.cpu() for c in columns], 1).tolist()]
     return found
+
+
+def _worst(evidence: Evidence, paths: list[str]) -> list[str]:
+    return sorted(paths, key=lambda path: -evidence.data.layers[path].fit_alone.effect)
 
 
 def _rank_distances(
