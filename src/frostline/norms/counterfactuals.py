@@ -7,7 +7,6 @@ same samples, with bootstrapped intervals.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -17,15 +16,13 @@ from torch import Tensor, nn
 
 from frostline.attach.ledger import holds_mode
 from frostline.norms.feed import Feed
-from frostline.norms.layers import layout_of, running_statistics
+from frostline.norms.laid_in import Statistics, statistics_in_place
 from frostline.norms.look import Look
 from frostline.norms.moments import Moments
 from frostline.norms.norm_report import Counterfactual, Interval
 from frostline.norms.observe import Seen, one_pass, tracked_layers
 from frostline.norms.scores import Metric, Scores, paired_difference, score
 from frostline.norms.untouched import random_state_kept, untouched
-
-Statistics = Mapping[str, "tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True)
@@ -66,26 +63,6 @@ def measure_statistics(root: nn.Module, feed: Feed) -> dict[str, tuple[Tensor, T
     with random_state_kept():
         one_pass(root, feed, tracked_layers(root), receive, upstream="batch")
     return {path: (moments.mean, moments.var(unbiased=True)) for path, moments in total.items()}
-
-
-@contextmanager
-def statistics_in_place(root: nn.Module, statistics: Statistics) -> Any:
-    """Let layers use other statistics inside the block; their buffers come back as the same tensors."""
-    layers = {path: layer for path, layer in tracked_layers(root).items() if path in statistics}
-    before = {path: running_statistics(layer) for path, layer in layers.items()}
-    try:
-        for path, layer in layers.items():
-            layout = layout_of(layer)
-            for name, value in zip((layout.mean, layout.var), statistics[path], strict=True):
-                old = layer._buffers[name]
-                assert old is not None
-                layer._buffers[name] = value.to(old.device, old.dtype)
-        yield
-    finally:
-        for path, buffers in before.items():
-            assert buffers is not None
-            layout = layout_of(layers[path])
-            layers[path]._buffers[layout.mean], layers[path]._buffers[layout.var] = buffers
 
 
 class Bench:

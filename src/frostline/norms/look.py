@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from frostline.errors import NonFiniteStatistics
 from frostline.norms.feed import Feed
-from frostline.norms.layers import layout_of, running_statistics
+from frostline.norms.laid_in import statistics_in_place
+from frostline.norms.layers import running_statistics
 from frostline.norms.observe import Seen, one_pass, tracked_layers
 from frostline.norms.shift_test import Fit, Memory, Population, fit
 from frostline.norms.tally import Scatter, Tally
@@ -96,17 +97,12 @@ def look(
     with untouched(model) as root:
         layers = tracked_layers(root)
         first, batches = _pass(root, feed, layers, "batch statistics", progress, upstream="batch")
-        running = {path: running_statistics(layers[path]) for path in first}
-        try:
-            for path, tally in first.items():
-                assert tally.moments is not None
-                _put(layers[path], tally.moments.mean, tally.moments.var())
+        population: dict[str, tuple[Tensor, Tensor]] = {}
+        for path, tally in first.items():
+            assert tally.moments is not None
+            population[path] = (tally.moments.mean, tally.moments.var())
+        with statistics_in_place(root, population):
             alone, _ = _pass(root, feed, layers, "statistics of this data", progress)
-        finally:
-            for path, buffers in running.items():
-                assert buffers is not None
-                layout = layout_of(layers[path])
-                layers[path]._buffers[layout.mean], layers[path]._buffers[layout.var] = buffers
         try:
             in_eval, _ = _pass(root, feed, layers, "running statistics", progress)
         except NonFiniteStatistics:
@@ -157,14 +153,6 @@ def _pass(
     with random_state_kept():
         batches = one_pass(root, feed, layers, receive, upstream=upstream, each_batch=count)
     return tallies, batches
-
-
-def _put(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
-    layout = layout_of(layer)
-    for name, value in ((layout.mean, mean), (layout.var, var)):
-        old = layer._buffers[name]
-        assert old is not None
-        layer._buffers[name] = value.to(old.device, old.dtype)
 
 
 def population_of(tally: Tally, in_batches: Tally) -> Population:

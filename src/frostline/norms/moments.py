@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from frostline.errors import NormsError, NoStatistics
 from frostline.norms.feed import Feed, Forward
 from frostline.norms.observe import Seen, Upstream, one_pass, tracked_layers
+from frostline.norms.processes import gathered
 from frostline.norms.untouched import untouched
 from frostline.state.selection import Selector
 
@@ -135,7 +136,7 @@ def population_moments(
         try:
             one_pass(root, Feed(loader, forward, device), layers, receive, upstream=upstream, beside=everywhere)
         except Exception as failure:
-            _gathered(f"{type(failure).__name__}: {failure}", process_group)
+            gathered(f"{type(failure).__name__}: {failure}", process_group)
             raise
     return merged_over_processes(total, process_group)
 
@@ -159,7 +160,7 @@ def merged_over_processes(moments: dict[str, Moments], process_group: Any = None
     # Small tensors of float64; gathered as objects, because a process may have met other layers than the rest.
     mine = {path: replace(m, mean=m.mean.cpu(), m2=m.m2.cpu()) for path, m in moments.items()}
     merged: dict[str, Moments] = {}
-    for rank, theirs in enumerate(_gathered(mine, process_group)):
+    for rank, theirs in enumerate(gathered(cast("dict[str, Moments] | str", mine), process_group)):
         if isinstance(theirs, str):
             raise NormsError(f"process {rank} could not measure its part of the data\n  {theirs}")
         for path, new in theirs.items():
@@ -169,15 +170,6 @@ def merged_over_processes(moments: dict[str, Moments], process_group: Any = None
         path: replace(m, mean=m.mean.to(devices.get(path, "cpu")), m2=m.m2.to(devices.get(path, "cpu")))
         for path, m in merged.items()
     }
-
-
-def _gathered(mine: dict[str, Moments] | str, process_group: Any) -> list[dict[str, Moments] | str]:
-    """What each process has: its moments, or why it has none, so that none waits for one that failed."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [mine]
-    gathered: list[Any] = [None] * dist.get_world_size(process_group)
-    dist.all_gather_object(gathered, mine, group=process_group)
-    return gathered
 
 
 def check_any(moments: dict[str, Moments], layers: Iterable[str]) -> None:
