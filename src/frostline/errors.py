@@ -197,6 +197,18 @@ class TorchvisionWithoutOperators(FrostlineWarning):
     """Torchvision was imported without its compiled operators."""
 
 
+def printable(text: str) -> str:
+    r"""A text in one line, with control characters written out, so that no name from a file can play with a terminal.
+
+    Example:
+        >>> printable("fc.\x1b[31mweight")
+        'fc.\\x1b[31mweight'
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
 def name_some(names: Sequence[str], most: int = 8, rest: str = "") -> str:
     """Join at most ``most`` names, and count the others.
 
@@ -209,7 +221,7 @@ def name_some(names: Sequence[str], most: int = 8, rest: str = "") -> str:
         >>> name_some(["a", "b", "c"], most=2, rest="hold.paths")
         'a, b (+1 more; hold.paths)'
     """
-    shown = ", ".join(names[:most])
+    shown = ", ".join(map(printable, names[:most]))
     if len(names) <= most:
         return shown
     behind = f"; {rest}" if rest else ""

@@ -20,7 +20,7 @@ from typing import Any
 
 def die_at(file: str, number: int, when: str) -> None:
     """Wrap what writes a run folder; the rest of the job is as it is."""
-    from frostline.finetune import durable
+    from frostline import durable
 
     seen = 0
 

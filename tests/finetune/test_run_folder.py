@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from frostline.errors import CorruptCheckpoint, RunFolderError, StorageFull
-from frostline.finetune import durable
+from frostline import durable
 from frostline.finetune.run_folder import RunFolder
 
 

@@ -265,7 +265,7 @@ def check_page(file: Path | None) -> None:
 
 def write_page(file: Path, text: str) -> None:
     """Write a report, whole or not at all."""
-    from frostline.finetune.durable import replace_file, storage_full
+    from frostline.durable import replace_file, storage_full
 
     content = text.encode()
     try:

@@ -17,7 +17,7 @@ from frostline.checkpoint.read import read_tensors
 from frostline.checkpoint.start import StartReport, start_from
 from frostline.errors import CheckpointError, ModelError, name_some
 from frostline.finetune.classifier import BuiltModel, first_line, new_head
-from frostline.finetune.durable import replace_file, storage_full
+from frostline.durable import replace_file, storage_full
 from frostline.finetune.factory import call_factory
 from frostline.finetune.models import IMAGENET_MEAN, IMAGENET_SIZE, IMAGENET_STD, build_model
 from frostline.finetune.tensor_file import serialize

@@ -18,7 +18,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from frostline.errors import CorruptCheckpoint, RunFolderError, name_some
-from frostline.finetune import durable
+from frostline import durable
 from frostline.finetune.tensor_file import read_tensor_file, serialize
 
 CONFIG = "config.json"

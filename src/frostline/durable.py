@@ -1,6 +1,6 @@
 """Files that are there whole or not at all, whatever kills the process or fills the disk.
 
-Knows bytes and paths; knows nothing of runs.
+Knows bytes and paths; pure Python, knows nothing of tensors or runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from frostline.errors import StorageFull
@@ -21,7 +22,7 @@ FULL = {
 PARTIAL = ".partial"
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file so that readers see what was there before or all of the new content, also after a power cut.
 
     The content goes to a temporary file in the same folder, is flushed to the disk, and takes the name in one step.
@@ -29,15 +30,17 @@ def replace_file(path: Path, content: bytes) -> None:
 
     Args:
         path: the file; its folder exists.
-        content: all of it.
+        content: all of it, or its pieces in order, each of which is asked for when the one before it is written.
 
     Raises:
         OSError: it cannot be written.
     """
+    pieces = (content,) if isinstance(content, bytes) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
