@@ -15,9 +15,9 @@ from torch import nn
 from frostline.checkpoint.container import WRAPPER_TOKENS
 from frostline.checkpoint.read import read_tensors
 from frostline.checkpoint.start import StartReport, start_from
+from frostline.durable import replace_file, storage_full
 from frostline.errors import CheckpointError, ModelError, name_some
 from frostline.finetune.classifier import BuiltModel, first_line, new_head
-from frostline.durable import replace_file, storage_full
 from frostline.finetune.factory import call_factory
 from frostline.finetune.models import IMAGENET_MEAN, IMAGENET_SIZE, IMAGENET_STD, build_model
 from frostline.finetune.tensor_file import serialize

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from frostline.errors import CorruptCheckpoint, RunFolderError, name_some
 from frostline import durable
+from frostline.errors import CorruptCheckpoint, RunFolderError, name_some
 from frostline.finetune.tensor_file import read_tensor_file, serialize
 
 CONFIG = "config.json"

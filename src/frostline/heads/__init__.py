@@ -1,0 +1,1 @@
+"""Classifiers: replacing and widening them."""
