@@ -25,6 +25,7 @@ def test_every_example_is_tested_and_short() -> None:
         "s1_two_heads.py",
         "s2_frozen_net.py",
         "s3_which_statistics.py",
+        "s5_part_of_a_checkpoint.py",
         "s7_eval_worse.py",
         "s8_two_views.py",
         "s9_accumulation.py",
@@ -51,6 +52,16 @@ def test_s2_outputs_differ_then_are_equal_to_the_bit() -> None:
     assert re.findall(r"outputs equal: (\w+)", out) == ["False", "True"]
     assert "F107" in out
     assert "nothing moved" in out
+
+
+def test_s5_nothing_is_loaded_without_a_word_then_all_of_the_part_is_and_is_proven() -> None:
+    out = run_example("s5_part_of_a_checkpoint.py")
+    assert "missing: 14 entries, and no error" in out
+    assert "fix: if that is meant: drop=['projector', 'queue']" in out
+    assert "pretrained.pth -> Sequential: 14/14 tensors, 2,610/2,610 elements (100 %), 2/2 BatchNorm with" in out
+    assert "equal to the bit: True" in out
+    loaded, random = map(float, re.findall(r"frozen: ([\d.]+)%", out))
+    assert loaded > random + 30
 
 
 def test_s7_names_the_cause_and_the_repair_brings_the_accuracy_back() -> None:

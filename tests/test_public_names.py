@@ -23,15 +23,28 @@ PUBLIC = [
     "freeze",
     "freezing",
     "frozen",
+    "heads",
     "inventory",
     "norms",
+    "plan_load",
     "recalibrate",
+    "replace_head",
     "report",
     "snapshot",
     "state",
     "tasks",
 ]
-VERBS = {"diagnose", "explain", "freeze", "frozen", "inventory", "recalibrate", "snapshot"}
+VERBS = {
+    "diagnose",
+    "explain",
+    "freeze",
+    "frozen",
+    "inventory",
+    "plan_load",
+    "recalibrate",
+    "replace_head",
+    "snapshot",
+}
 
 
 def test_all_is_pinned_and_sorted() -> None:

@@ -21,13 +21,16 @@ def blocks() -> list[tuple[str, str]]:
     return [(language, "\n".join(lines) + "\n") for language, lines in found]
 
 
-def test_the_python_block_prints_the_text_below_it() -> None:
+def test_the_python_blocks_print_the_texts_below_them() -> None:
+    """They are read from top to bottom: a later one goes on where the one before it ended."""
     every = blocks()
-    at = next(i for i, (language, _) in enumerate(every) if language == "python")
-    command = [sys.executable, "-W", "error", "-c", every[at][1]]
+    said = [i for i, (language, _) in enumerate(every) if language == "python"]
+    assert len(said) == 2
+    print_rule = 'print("-----")\n'
+    command = [sys.executable, "-W", "error", "-c", print_rule.join(every[i][1] for i in said)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert every[at + 1] == ("text", done.stdout)
+    assert [every[i + 1] for i in said] == [("text", text) for text in done.stdout.split("-----\n")]
 
 
 def test_exactly_two_commands_install() -> None:

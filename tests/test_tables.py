@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frostline.errors import printable
 from frostline.tables import ELLIPSIS, html_table, text_table
 
 CELLS = st.one_of(
@@ -67,6 +68,14 @@ def test_a_line_break_in_a_cell_does_not_break_the_table() -> None:
     assert lines[2:] == ["a     one two", "b     three"]
 
 
+def test_a_name_from_a_file_cannot_play_with_the_terminal() -> None:
+    name = "fc.\x1b[31mweight\x07"
+    lines = text_table(["path", "value"], [[name, "a\tb"]]).splitlines()
+    assert lines[2] == r"fc.\x1b[31mweight\x07  a\tb"
+    assert all(line.isprintable() for line in lines)
+    assert "\x1b" not in html_table(["path"], [[name]])
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=8), st.none() | st.integers(1, 120))
 def test_columns_line_up_and_no_line_is_wider_than_the_rule(rows: list[tuple[object, ...]], width: int | None) -> None:
@@ -113,7 +122,7 @@ def test_html_says_what_was_put_in_and_nothing_else(cell: str, caption: str) -> 
     reader.feed(html_table(["path"], [[f"<script>{cell}"]], caption=caption))
     expected = ["table", *(["caption"] if caption else []), "thead", "tr", "th", "tbody", "tr", "td"]
     assert reader.tags == expected
-    assert reader.cells == ["path", f"<script>{cell}"]
+    assert reader.cells == ["path", f"<script>{printable(cell)}"]
     assert reader.caption == caption
 
 

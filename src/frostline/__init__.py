@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from frostline import findings as findings
     from frostline import finetune as finetune
     from frostline import freezing as freezing
+    from frostline import heads as heads
     from frostline import norms as norms
     from frostline import report as report
     from frostline import state as state
     from frostline import tasks as tasks
+    from frostline.checkpoint.plan_load import plan_load as plan_load
     from frostline.freezing.explain import explain as explain
     from frostline.freezing.verbs import freeze as freeze
     from frostline.freezing.verbs import frozen as frozen
+    from frostline.heads.replace import replace_head as replace_head
     from frostline.norms.diagnose import diagnose as diagnose
     from frostline.norms.recalibrate import recalibrate as recalibrate
     from frostline.state.inventory import inventory as inventory
@@ -36,7 +39,9 @@ _NAMES = {
     "freeze": "frostline.freezing.verbs",
     "frozen": "frostline.freezing.verbs",
     "inventory": "frostline.state.inventory",
+    "plan_load": "frostline.checkpoint.plan_load",
     "recalibrate": "frostline.norms.recalibrate",
+    "replace_head": "frostline.heads.replace",
     "snapshot": "frostline.state.snapshot",
 }
 __all__ = [
@@ -50,9 +55,12 @@ __all__ = [
     "freeze",
     "freezing",
     "frozen",
+    "heads",
     "inventory",
     "norms",
+    "plan_load",
     "recalibrate",
+    "replace_head",
     "report",
     "snapshot",
     "state",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from frostline.errors import printable
+
 ELLIPSIS = "…"
 
 
@@ -47,7 +49,7 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, capt
 
 
 def cell_text(value: object) -> str:
-    """A value as it stands in a cell: one line, ``None`` as an en dash.
+    """A value as it stands in a cell: one line, control characters written out, ``None`` as an en dash.
 
     Example:
         >>> [cell_text(value) for value in (None, True, 1234, 0.12345)]
@@ -61,7 +63,7 @@ def cell_text(value: object) -> str:
         return f"{value:.3g}"
     if isinstance(value, int):
         return f"{value:,}"
-    return " ".join(str(value).splitlines())
+    return printable(" ".join(str(value).splitlines()))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -94,7 +94,7 @@ def test_statistics_that_fit_are_healthy(command: Any, nets: Any):
     done = command("diagnose", NET, "--checkpoint", "fits.pth", "--data", "images", *GRAY)
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
-    assert lines[0].startswith(f"model       {NET}, fits.pth: 8 of 8 tensors, ")
+    assert lines[0].startswith(f"model       {NET}, fits.pth -> Net: 8/8 tensors, ")
     assert "data        images: 32 images, 2 classes" in lines
     assert "images      8 x 8 pixels, taken as they are; mean 0.5, std 0.5" in lines
     assert any(line.startswith("healthy (") for line in lines)
@@ -301,8 +301,8 @@ def test_checkpoints_that_cannot_be_used(command: Any, nets: Any):
     Path("plain.pkl").write_bytes(pickle.dumps({"out.weight": Creates()}))
     Path("cut.pth").write_bytes(Path("fits.pth").read_bytes()[:-200])
     job = ["diagnose", NET, "--data", "images", *GRAY, "--checkpoint"]
-    refused(command(*job, "other.pth"), 2, "does not fit the model", "a checkpoint of another kind of model")
-    refused(command(*job, "part.pth"), 2, "does not fit the model", "missing in the file")
+    refused(command(*job, "other.pth"), 2, "does not fit", "one of another kind of model?")
+    refused(command(*job, "part.pth"), 2, "does not fit", "not in the checkpoint:")
     refused(command(*job, "cut.pth"), 3, "cut.pth is cut short or damaged")
     refused(command(*job, "plain.pkl"), 3, "wants to import and call code; nothing of it was run")
     assert not Path("evil").exists()

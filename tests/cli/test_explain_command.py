@@ -79,7 +79,7 @@ def test_a_checkpoint_is_loaded_whole_and_said(
     done = command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "a.pth")
     assert (done.code, done.err) == (0, "")
     first, empty, head, *_ = done.out.splitlines()
-    assert first.startswith("loaded a.pth: 11 of 11 tensors, ")
+    assert first.startswith("loaded a.pth -> Net: 11/11 tensors, ")
     assert first.endswith("; container 'state_dict'")
     assert (empty, head.split()[:3]) == ("", ["layer", "type", "trains"])
     data = json.loads(command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "a.pth", "--json").out)
@@ -91,8 +91,8 @@ def test_a_checkpoint_of_another_model_is_refused(command: Any, factory: str, tm
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "a.pth")
     done = command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "a.pth")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("error: a.pth does not fit the model; nothing was changed\n")
-    assert "no name in the file is a name of the model" in done.err
+    assert done.err.startswith("error: a.pth does not fit Net; nothing was changed\n")
+    assert "0 % of the model's tensors would come from the checkpoint" in done.err
     done = command("explain", f"{factory}:Net", "--checkpoint", tmp_path / "b.pth")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"error: the checkpoint {tmp_path / 'b.pth'} does not exist\n")

@@ -325,7 +325,7 @@ def test_checkpoints_that_cannot_be_used_are_refused_and_nothing_of_them_runs(
     refused(command(*job, tmp_path / "cut.pth"), 3, "cut.pth is cut short or damaged")
     refused(command(*job, tmp_path / "nothing.safetensors"), 3, "is empty (0 bytes)")
     refused(command(*job, tmp_path / "nowhere.pth"), 2, "nowhere.pth does not exist")
-    refused(command(*job, tmp_path / "whole.pth"), 2, "whole.pth does not fit the model; nothing was changed")
+    refused(command(*job, tmp_path / "whole.pth"), 2, "whole.pth does not fit Net; nothing was changed")
     assert not evil.exists()
     assert not (tmp_path / "run").exists()
     with (tmp_path / "plain.pkl").open("rb") as file:  # the twin: it would have

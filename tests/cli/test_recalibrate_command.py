@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from frostline.checkpoint.read import read_tensors
+from frostline.checkpoint import open_checkpoint
 from frostline.compat import import_torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore::frostline.errors.TorchvisionWithoutOperators")
@@ -95,7 +95,7 @@ def test_what_helps_is_written_and_is_the_statistics_of_the_data(command: Any, n
     assert (done.code, done.err) == (0, "")
     assert "kept: the metric on held-out data did not get worse: 0.5 " in done.out
     assert done.out.endswith("checkpoint  new.safetensors\nreport      r.html\n")
-    written, old = read_tensors("new.safetensors").tensors, torch.load("lost.pth")
+    written, old = open_checkpoint("new.safetensors").read_all(), torch.load("lost.pth")
     assert written.keys() == old.keys()
     for name in ("norm.weight", "norm.bias", "out.weight", "out.bias"):
         assert torch.equal(written[name], old[name])
@@ -210,7 +210,7 @@ def test_a_file_in_the_way_is_replaced_only_by_force(command: Any, nets: Any):
     assert harmful.code == 1
     assert there.read_bytes() == b"mine", "what is not accepted replaces nothing"
     assert command(*job(), "--held-out", "val", "--out", there, "--force").code == 0
-    assert "norm.running_mean" in read_tensors(there).tensors
+    assert "norm.running_mean" in open_checkpoint(there).tensors
     own = command(*job(str(there)), "--held-out", "val", "--out", there, "--force")
     assert own.code == 2
     assert "that is the old checkpoint" in own.err

@@ -148,7 +148,7 @@ def test_a_checkpoint_with_any_number_of_classes(config: FinetuneConfig, small_n
     assert torch.equal(problem.model.trunk.norm.running_mean, source.norm.running_mean)
     inputs = torch.randn(2, 3, 64, 64)
     assert torch.equal(problem.model.eval()(inputs, "original"), source.eval()(inputs))
-    assert dict(problem.facts)["started from"].startswith("a.pth: ")
+    assert dict(problem.facts)["started from"].startswith("a.pth -> ")
     assert problem.warnings == ()
 
 
@@ -192,7 +192,7 @@ def test_a_classifier_of_another_width_is_refused(config: FinetuneConfig, small_
 
 
 def test_a_checkpoint_of_another_model_is_refused(config: FinetuneConfig, tmp_path: Path):
-    with pytest.raises(CheckpointError, match="does not fit the model; nothing was changed"):
+    with pytest.raises(CheckpointError, match="does not fit Net; nothing was changed"):
         folder_problem(replace(config, init=saved(nn.Linear(2, 2), tmp_path / "a.pth")))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from frostline.compat import import_torchvision
 from frostline.errors import ModelError
-from frostline.finetune.models import BuiltModel, build_model, check_width, new_head, split_head
+from frostline.finetune.models import BuiltModel, build_model, check_width, split_head
 
 pytestmark = pytest.mark.filterwarnings("ignore::frostline.errors.TorchvisionWithoutOperators")
 
@@ -283,28 +283,7 @@ def test_attentions_own_projection_is_no_head(module):
     assert build(f"{name}:build").head_path == "0"
 
 
-# New heads and widths
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_new_head_starts_as_torch_starts_one(bias: bool, dtype: torch.dtype):
-    old = nn.Linear(5, 1000, bias=bias, dtype=dtype)
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(3)
-        expected = nn.Linear(5, 4, bias=bias).to(dtype)  # drawn in float32, as ours
-    new = new_head(old, 4, torch.Generator().manual_seed(3))
-    assert (new.in_features, new.out_features, new.weight.dtype) == (5, 4, dtype)
-    assert new.state_dict().keys() == expected.state_dict().keys()
-    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in new.state_dict().items())
-    assert all(parameter.requires_grad and parameter.is_leaf for parameter in new.parameters())
-
-
-def test_a_new_head_draws_nothing_from_the_global_generator():
-    old = nn.Linear(5, 3)
-    before = torch.random.get_rng_state()
-    new_head(old, 4, torch.Generator().manual_seed(0))
-    assert torch.equal(before, torch.random.get_rng_state())
+# Widths
 
 
 class Noisy(nn.Module):

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, cast
 
-from torch import Tensor
-
-from frostline.errors import CheckpointError, name_some
+from frostline.checkpoint.stored import StoredTensor
+from frostline.errors import CheckpointError, name_some, printable
 from frostline.state import names
 
 # Most specific first, as the repositories use them.
@@ -37,18 +36,19 @@ TOP_LEVEL = "the top level"
 Value = TypeVar("Value")
 
 
-def unwrap(loaded: object, where: str) -> tuple[Mapping[str, object], tuple[str, ...]]:
+def unwrap(loaded: object, where: str, take: str = "") -> tuple[Mapping[str, object], tuple[str, ...], str]:
     """Go down to the dictionary that holds a model's tensors.
 
     Args:
-        loaded: what the file holds.
+        loaded: what the file holds; tensors in it are :class:`~frostline.checkpoint.stored.StoredTensor`.
         where: the file, for messages.
+        take: a dotted path that begins with the keys to go down by, where there are several.
 
     Returns:
-        That dictionary, and the keys that lead to it.
+        That dictionary, the keys that lead to it, and what is left of ``take`` for the names in it.
 
     Raises:
-        CheckpointError: there is none, or there are several.
+        CheckpointError: there is none, or there are several and ``take`` does not choose.
     """
     container: tuple[str, ...] = ()
     while True:
@@ -59,26 +59,44 @@ def unwrap(loaded: object, where: str) -> tuple[Mapping[str, object], tuple[str,
                 "  fix: save model.state_dict()"
             )
         entries = cast("Mapping[str, Any]", loaded)
-        candidates = [key for key in CONTAINER_KEYS if _holds_tensors(entries.get(key))]
-        # A dotted name is a parameter's; a tensor without a dot beside a container is a step count or the like.
-        if any(isinstance(value, Tensor) and (not candidates or "." in str(key)) for key, value in entries.items()):
-            candidates.append(TOP_LEVEL)
-        if not candidates:
-            raise CheckpointError(
-                f"{where} holds no tensors of a model{_inside(container)}\n"
-                f"  found: {name_some([repr(key) for key in entries]) or 'nothing'}\n"
-                "  fix: save model.state_dict()"
-            )
-        if len(candidates) > 1:
-            named = " and ".join(key if key == TOP_LEVEL else repr(key) for key in candidates)
-            raise CheckpointError(
-                f"{where} holds tensors in {len(candidates)} places{_inside(container)}: {named}\n"
-                "  fix: save the one to start from into a file of its own"
-            )
-        if candidates == [TOP_LEVEL]:
-            return entries, container
-        loaded = entries[candidates[0]]
-        container = (*container, candidates[0])
+        chosen = next((key for key in entries if _leads(take, key) and _holds_tensors(entries[key])), None)
+        if chosen is None:
+            candidates = _candidates(entries)
+            if not candidates:
+                raise CheckpointError(
+                    f"{where} holds no tensors of a model{_inside(container)}\n"
+                    f"  found: {name_some([repr(key) for key in entries]) or 'nothing'}\n"
+                    "  fix: save model.state_dict()"
+                )
+            if len(candidates) > 1:
+                named = " and ".join(key if key == TOP_LEVEL else repr(key) for key in candidates)
+                keys = [".".join((*container, key)) for key in candidates if key != TOP_LEVEL]
+                raise CheckpointError(
+                    f"{where} holds tensors in {len(candidates)} places{_inside(container)}: {printable(named)}\n"
+                    f"  fix: {' or '.join(f'take={key!r}' for key in keys)}"
+                )
+            chosen = candidates[0]
+        elif chosen != take:
+            take = take[len(chosen) + 1 :]
+        else:
+            take = ""
+        if chosen == TOP_LEVEL:
+            return entries, container, take
+        loaded = entries[chosen]
+        container = (*container, chosen)
+
+
+def _leads(take: str, key: object) -> bool:
+    return isinstance(key, str) and (take == key or take.startswith(f"{key}."))
+
+
+def _candidates(entries: Mapping[Any, object]) -> list[str]:
+    """Where a model's tensors may be: under the known keys, at this level, or else under any key."""
+    found = [key for key in CONTAINER_KEYS if _holds_tensors(entries.get(key))]
+    # A dotted name is a parameter's; a tensor without a dot beside a container is a step count or the like.
+    if any(isinstance(value, StoredTensor) and (not found or "." in str(key)) for key, value in entries.items()):
+        found.append(TOP_LEVEL)
+    return found or [key for key, value in entries.items() if isinstance(key, str) and _holds_tensors(value)]
 
 
 def strip_wrappers(entries: Mapping[str, Value], *, keep: Collection[str] = ()) -> tuple[dict[str, Value], list[str]]:
@@ -101,6 +119,8 @@ def strip_wrappers(entries: Mapping[str, Value], *, keep: Collection[str] = ()) 
     """
     present = {part for name in entries for part in name.split(".")}
     tokens = present.intersection(WRAPPER_TOKENS).difference(keep)
+    if not tokens:
+        return dict(entries), []
     groups: dict[str, list[str]] = {}
     for name in entries:
         groups.setdefault(_without(name, tokens), []).append(name)
@@ -118,7 +138,7 @@ def _holds_tensors(value: object) -> bool:
     if not isinstance(value, Mapping):
         return False
     entries = cast("Mapping[object, object]", value)
-    return any(isinstance(inner, Tensor) for inner in entries.values()) or any(
+    return any(isinstance(inner, StoredTensor) and isinstance(key, str) for key, inner in entries.items()) or any(
         _holds_tensors(entries.get(key)) for key in CONTAINER_KEYS
     )
 

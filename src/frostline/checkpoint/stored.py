@@ -86,7 +86,15 @@ def in_memory(value: Tensor) -> InMemory:
     """
     place: Hashable = id(value)
     if value.layout is torch.strided and not value.is_meta and value.numel():
-        place = (str(value.device), value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        place = (
+            str(value.device),
+            value.data_ptr(),
+            tuple(value.shape),
+            value.stride(),
+            value.dtype,
+            value.is_conj(),
+            value.is_neg(),
+        )
     return InMemory(tuple(value.shape), value.dtype, place, value)
 
 

@@ -70,13 +70,14 @@ def units_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Unit]:
     """
     leaves: dict[str, dict[str, str]] = {}
     for name in shapes:
-        own = leaves.setdefault(names.parent(name), {})
-        leaf = name.rpartition(".")[2]
-        role = ROLES.get(leaf, leaf)
-        # Two names of one role (`weight` and `scale`) are two roles after all.
-        own[role if role not in own else leaf] = name
+        leaves.setdefault(names.parent(name), {})[name.rpartition(".")[2]] = name
     found: dict[str, Unit] = {}
-    for order, (path, roles) in enumerate(leaves.items()):
+    for order, (path, own) in enumerate(leaves.items()):
+        roles: dict[str, str] = {}
+        for leaf, name in own.items():
+            role = ROLES.get(leaf, leaf)
+            # Two names of one role (`weight` and `scale`) are two roles after all.
+            roles[leaf if role in roles or role in own else role] = name
         sizes = {role: tuple(shapes[name]) for role, name in roles.items()}
         found[path] = Unit(path, roles, sizes, _kind(sizes), order)
     return found

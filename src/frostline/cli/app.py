@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from frostline import __version__
-from frostline.cli import diagnose_command, explain_command, finetune_command, recalibrate_command
+from frostline.cli import (
+    convert_command,
+    diagnose_command,
+    diff_command,
+    explain_command,
+    finetune_command,
+    inspect_command,
+    plan_command,
+    recalibrate_command,
+    verify_command,
+)
 from frostline.cli.console import ERRORS
 from frostline.errors import FrostlineError
 
@@ -29,6 +39,11 @@ app.command("diagnose", short_help=diagnose_command.SHORT, epilog=diagnose_comma
 app.command("recalibrate", short_help=recalibrate_command.SHORT, epilog=recalibrate_command.EXAMPLES)(
     recalibrate_command.recalibrate
 )
+app.command("inspect", short_help=inspect_command.SHORT, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
+app.command("diff", short_help=diff_command.SHORT, epilog=diff_command.EXAMPLES)(diff_command.diff)
+app.command("plan", short_help=plan_command.SHORT, epilog=plan_command.EXAMPLES)(plan_command.plan)
+app.command("convert", short_help=convert_command.SHORT, epilog=convert_command.EXAMPLES)(convert_command.convert)
+app.command("verify", short_help=verify_command.SHORT, epilog=verify_command.EXAMPLES)(verify_command.verify)
 
 # What Python itself hides from users of a program; PYTHONWARNINGS is about other programs than this one.
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)

@@ -13,14 +13,17 @@ import torch
 from torch import nn
 
 from frostline.checkpoint.container import WRAPPER_TOKENS
-from frostline.checkpoint.read import read_tensors
-from frostline.checkpoint.start import StartReport, start_from
+from frostline.checkpoint.load_report import LoadReport
+from frostline.checkpoint.opened import open_checkpoint
+from frostline.checkpoint.plan_load import plan_load
+from frostline.checkpoint.stored import StoredTensor
 from frostline.durable import replace_file, storage_full
 from frostline.errors import CheckpointError, ModelError, name_some
-from frostline.finetune.classifier import BuiltModel, first_line, new_head
+from frostline.finetune.classifier import BuiltModel, first_line
 from frostline.finetune.factory import call_factory
 from frostline.finetune.models import IMAGENET_MEAN, IMAGENET_SIZE, IMAGENET_STD, build_model
 from frostline.finetune.tensor_file import serialize
+from frostline.heads.initial import new_head
 from frostline.norms.scores import logits_of
 from frostline.norms.untouched import untouched
 from frostline.state import names
@@ -50,7 +53,7 @@ class LoadedModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
-    start: StartReport | None
+    start: LoadReport | None
 
 
 def load_model(
@@ -72,20 +75,42 @@ def load_model(
         ModelError: the model cannot be built, or has random weights and they will not do.
         CheckpointError: the checkpoint does not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        built = _from_factory(name, checkpoint, num_classes) if _is_factory(name) else _from_library(name, checkpoint)
+    built = build_to_fit(name, checkpoint, num_classes=num_classes)
     if checkpoint is None:
         if built.random_weights and not random_weights:
             raise ModelError(
                 f"{name} was built with random weights, of which there is nothing to say\n  fix: --checkpoint FILE"
             )
         return LoadedModel(built.model, name, built.image_size, built.mean, built.std, built.source, None)
-    start = start_from(built.model, checkpoint)
+    # Who looks for what is wrong with a model has to be able to load it.
+    start = plan_load(built.model, checkpoint, accept_suspect="*").apply()
     return LoadedModel(built.model, name, built.image_size, built.mean, built.std, f"{name}, {start.summary}", start)
 
 
-def fit_head(built: BuiltModel, checkpoint: Path) -> bool:
+def build_to_fit(name: str, checkpoint: Path | None, *, num_classes: int = 2, take: str | None = None) -> BuiltModel:
+    """Build a model, with a classifier as wide as the one that a checkpoint has in its place; nothing is loaded.
+
+    Args:
+        name: as in :func:`load_model`.
+        checkpoint: the file; with ``None`` the classifier has ``num_classes`` outputs.
+        num_classes: the width where no checkpoint tells another.
+        take: the part of the checkpoint that is wanted.
+
+    Raises:
+        ModelError: the model cannot be built, or no width makes the checkpoint's classifier fit.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        if _is_factory(name):
+            return _from_factory(name, checkpoint, num_classes, take)
+        built = build_model(name, num_classes=num_classes, pretrained=False)
+        if checkpoint is not None:
+            fit_head(built, checkpoint, take)
+        return built
+
+
+def fit_head(built: BuiltModel, checkpoint: Path, take: str | None = None) -> bool:
     """Give a model a classifier of the width that a checkpoint has one for.
 
     Returns:
@@ -94,14 +119,14 @@ def fit_head(built: BuiltModel, checkpoint: Path) -> bool:
     Raises:
         ModelError: the checkpoint's classifier takes features of another width.
     """
-    weight = _tensors(built.model, checkpoint).get(f"{built.head_path}.weight")
+    weight = _tensors(built.model, checkpoint, take).get(f"{built.head_path}.weight")
     if weight is None:
         return False
-    if weight.ndim != 2 or weight.shape[1] != built.in_features:
+    if len(weight.shape) != 2 or weight.shape[1] != built.in_features:
         raise ModelError(
             f"the classifier of {checkpoint} does not fit the model\n"
             f"  expected: {built.head_path}.weight with {built.in_features} columns\n"
-            f"  found: shape {tuple(weight.shape)}\n"
+            f"  found: shape {weight.shape}\n"
             "  fix: the model that the checkpoint was made with"
         )
     head = built.model.get_submodule(built.head_path)
@@ -163,32 +188,25 @@ def _is_factory(name: str) -> bool:
     return ":" in name and not name.startswith(("timm/", "torchvision/"))
 
 
-def _from_library(name: str, checkpoint: Path | None) -> BuiltModel:
-    built = build_model(name, num_classes=2, pretrained=False)
-    if checkpoint is not None:
-        fit_head(built, checkpoint)
-    return built
-
-
-def _from_factory(name: str, checkpoint: Path | None, num_classes: int) -> BuiltModel:
+def _from_factory(name: str, checkpoint: Path | None, num_classes: int, take: str | None) -> BuiltModel:
     """Call the factory; it need not have a Linear classifier, because nothing is put in its place."""
     model, told = call_factory(name, num_classes if checkpoint is None else _ASKED)
     if checkpoint is not None and told:
-        wanted = _wanted_classes(model, checkpoint)
+        wanted = _wanted_classes(model, checkpoint, take)
         model = model if wanted is None else call_factory(name, wanted)[0]
     source = f"{name}, weights as the factory left them"
     return BuiltModel(model, "", 0, IMAGENET_SIZE, IMAGENET_MEAN, IMAGENET_STD, source)
 
 
-def _wanted_classes(model: nn.Module, checkpoint: Path) -> int | None:
+def _wanted_classes(model: nn.Module, checkpoint: Path, take: str | None) -> int | None:
     """How many classes the checkpoint has where the model has as many as it was asked for."""
-    source = _tensors(model, checkpoint)
+    source = _tensors(model, checkpoint, take)
     differing = {
         source[name].shape[0]
         for name, tensor in inventory(model).tensors.items()
         if name in source
         and tensor.ndim
-        and source[name].ndim == tensor.ndim
+        and len(source[name].shape) == tensor.ndim
         and tensor.shape[0] == _ASKED
         and source[name].shape[0] != _ASKED
     }
@@ -200,6 +218,6 @@ def _wanted_classes(model: nn.Module, checkpoint: Path) -> int | None:
     return differing.pop() if differing else None
 
 
-def _tensors(model: nn.Module, checkpoint: Path) -> Mapping[str, torch.Tensor]:
+def _tensors(model: nn.Module, checkpoint: Path, take: str | None) -> Mapping[str, StoredTensor]:
     own_names = {part for name in inventory(model).tensors for part in name.split(".")}
-    return read_tensors(checkpoint, keep=WRAPPER_TOKENS.intersection(own_names)).tensors
+    return open_checkpoint(checkpoint, take=take, keep=WRAPPER_TOKENS.intersection(own_names)).tensors

@@ -1,4 +1,4 @@
-"""A model's classifier: find it, take it off, make a new one, and check that it fits.
+"""A model's classifier: find it, take it off, and check that it fits.
 
 Knows modules and widths; knows nothing of where models come from, of data or of training.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import math
 from dataclasses import dataclass
 
 import torch
@@ -69,37 +68,6 @@ def split_head(built: BuiltModel) -> tuple[nn.Module, nn.Linear]:
     identity.train(head.training)
     setattr(built.model.get_submodule(parent_path), child, identity)
     return built.model, head
-
-
-def new_head(old_head: nn.Linear, num_classes: int, generator: torch.Generator) -> nn.Linear:
-    """Make a classifier for the same features.
-
-    Width, bias, dtype and device are the old classifier's; the values are those that ``nn.Linear`` starts from, drawn
-    from ``generator`` alone.
-
-    Args:
-        old_head: the classifier to imitate; it is left as it is.
-        num_classes: outputs of the new one.
-        generator: what the values are drawn from, on its own device and in float32.
-
-    Example:
-        >>> new_head(nn.Linear(5, 1000, bias=False), 2, torch.Generator().manual_seed(0))
-        Linear(in_features=5, out_features=2, bias=False)
-
-    Source:
-        ``torch.nn.Linear.reset_parameters``: uniform within one over the root of ``in_features``.
-    """
-    like = old_head.weight
-    with_bias = getattr(old_head, "bias", None) is not None
-    # Made on the meta device, where nn.Linear's own initialization draws nothing from the global generator.
-    head = nn.Linear(old_head.in_features, num_classes, bias=with_bias, device="meta", dtype=like.dtype)
-    head = head.to_empty(device=like.device)
-    bound = 1 / math.sqrt(old_head.in_features)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            drawn = torch.empty(parameter.shape, device=generator.device).uniform_(-bound, bound, generator=generator)
-            parameter.copy_(drawn)
-    return head
 
 
 def check_width(trunk: nn.Module, head: nn.Linear, example: Tensor) -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from frostline.checkpoint.start import start_from
+from frostline.checkpoint.plan_load import plan_load
 from frostline.errors import RandomStart
 from frostline.finetune.checkpointed_model import fit_head
-from frostline.finetune.classifier import BuiltModel, check_width, new_head, split_head
+from frostline.finetune.classifier import BuiltModel, check_width, split_head
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.image_folder import FolderData, ImageDataset, scan_folder, transforms_for
 from frostline.finetune.models import build_model
 from frostline.finetune.problem import Phase, Problem, held_part
+from frostline.heads.initial import new_head
 from frostline.state import names
 from frostline.state.inventory import inventory
+from frostline.state.selection import exactly
 from frostline.tasks.task_model import TaskModel
 
 ORIGINAL = "original"
@@ -95,8 +97,8 @@ def _build(config: FinetuneConfig, classes: int) -> BuiltModel:
 def _start(config: FinetuneConfig, built: BuiltModel) -> tuple[list[tuple[str, str]], list[str]]:
     """Load the checkpoint to start from, if one was given; what is to be said about the start."""
     if config.init is not None:
-        kept = () if fit_head(built, Path(config.init)) else (built.head_path,)
-        report = start_from(built.model, config.init, except_prefixes=kept)
+        fits = fit_head(built, Path(config.init))
+        report = plan_load(built.model, config.init, keep=() if fits else exactly(built.head_path)).apply()
         return [("started from", report.summary)], []
     if not built.random_weights:
         return [], []

@@ -22,12 +22,11 @@ from frostline.finetune.classifier import (
     linear_at,
     linear_paths,
     name_linears,
-    new_head,
     split_head,
 )
 from frostline.finetune.factory import FORMS, call_factory
 
-__all__ = ["BuiltModel", "build_model", "check_width", "new_head", "split_head"]
+__all__ = ["BuiltModel", "build_model", "check_width", "split_head"]
 
 TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")
 # Their training output is a tuple with the logits of auxiliary classifiers.

@@ -1,0 +1,151 @@
+"""Checkpoints under other names, as files that carry the plan that made them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frostline.checkpoint.container import WRAPPER_TOKENS
+from frostline.checkpoint.norm_settings import HEADER, norm_settings
+from frostline.checkpoint.opened import Checkpoint, open_checkpoint
+from frostline.checkpoint.paper import check_same_files, read_plan
+from frostline.checkpoint.plan import LoadPlan, Row, short
+from frostline.checkpoint.stored import StoredTensor, in_memory
+from frostline.checkpoint.tensor_writer import write_tensors
+from frostline.errors import CheckpointError, printable
+from frostline.state.inventory import inventory
+
+PLAN = "frostline.plan"
+
+
+def write_plan(plan: LoadPlan, path: str | os.PathLike[str]) -> str:
+    """Write what a plan loads as a safetensors file under the model's names, whole or not at all.
+
+    The header carries the plan, and the settings of the model's normalization layers. Neither model nor checkpoint is
+    changed. What the model keeps is not written.
+
+    Returns:
+        The combined digest of the tensors.
+
+    Raises:
+        CheckpointError: the plan is incomplete, or a cast would lose values.
+        StorageFull: there is no space left; what was there before is still there.
+    """
+    plan.check()
+    current = inventory(plan.model).tensors
+    entries: dict[str, StoredTensor] = {}
+    for row in plan.rows:
+        if row.target and row.verdict == "filled:0":
+            entries[row.target] = in_memory(filled(row))
+        elif row.target and row.is_loaded:
+            entries[row.target] = converted_tensor(row, plan.source, current.get(row.target))
+    metadata = {"format": "pt", PLAN: json.dumps(plan.to_json()), HEADER: json.dumps(norm_settings(plan.model))}
+    return write_tensors(path, entries, metadata)
+
+
+def convert(source: str | os.PathLike[str], plan: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
+    """Do to a checkpoint what a plan on paper says, without the model.
+
+    Args:
+        source: the checkpoint that was planned with.
+        plan: what :func:`save_plan` wrote; it may have been edited.
+        out: the safetensors file to write, whole or not at all.
+
+    Returns:
+        How many tensors were written.
+
+    Raises:
+        CheckpointError: the plan is no plan, is incomplete, or is for another checkpoint.
+    """
+    told = read_plan(plan)
+    if not told.complete or any(row.is_in_the_way for row in told.rows):
+        raise CheckpointError(f"{plan} is an incomplete plan\n  fix: frostline plan says what is in the way")
+    checkpoint = open_checkpoint(source, take=told.take, keep=WRAPPER_TOKENS - set(told.stripped))
+    check_same_files(told, checkpoint, str(plan))
+    entries: dict[str, StoredTensor] = {}
+    for row in told.rows:
+        if row.target and row.verdict == "filled:0":
+            entries[row.target] = in_memory(filled(row))
+        elif row.target and row.is_loaded:
+            entries[row.target] = converted_tensor(row, checkpoint, None)
+    write_tensors(out, entries, {"format": "pt", PLAN: told.text})
+    return len(entries)
+
+
+@dataclass(frozen=True, eq=False)
+class _Converted(StoredTensor):
+    """A tensor as it is after the operations of a row."""
+
+    row: Row
+    entry: StoredTensor
+    current: Tensor | None
+
+    def read(self) -> Tensor:
+        """The values, made anew each time."""
+        value = self.entry.read()
+        for operation in self.row.operations:
+            try:
+                value = operation.run(value, self.current)
+            except Exception as error:  # a plan that someone wrote may ask for anything
+                raise CheckpointError(
+                    f"{printable(str(self.row.source))} -> {printable(str(self.row.target))}: {operation}: {error}"
+                ) from error
+        if tuple(value.shape) != self.shape or value.dtype != self.dtype:
+            raise CheckpointError(
+                f"{printable(str(self.row.target))} should have shape {self.shape} and type {short(self.dtype)}\n"
+                f"  found: {tuple(value.shape)} and {short(value.dtype)}\n  fix: plan again"
+            )
+        return value.contiguous()
+
+
+def converted_tensor(row: Row, checkpoint: Checkpoint, current: Tensor | None) -> StoredTensor:
+    """The tensor of a row after its operations, which are run when it is read.
+
+    Args:
+        row: what is done to which tensor.
+        checkpoint: where it comes from.
+        current: what the model has, for operations that keep a part of it.
+
+    Raises:
+        CheckpointError: the checkpoint has no such tensor.
+    """
+    entry = _find(row, checkpoint)
+    if entry is None:
+        raise CheckpointError(
+            f"{checkpoint.title} has no tensor {printable(str(row.source))}, which the plan takes\n  fix: plan again"
+        )
+    dtype = _dtype(row.dtype_target)
+    if not row.operations and (entry.shape, entry.dtype) == (row.shape_target, dtype):
+        return entry
+    return _Converted(row.shape_target or (), dtype, entry.place, row, entry, current)
+
+
+def filled(row: Row) -> Tensor:
+    """The zero of a counter that the checkpoint lacks.
+
+    Raises:
+        CheckpointError: the plan fills what is no counter.
+    """
+    if row.shape_target is None or math.prod(row.shape_target) != 1:
+        raise CheckpointError(
+            f"the plan fills {printable(str(row.target))} of shape {row.shape_target}, which is no counter\n"
+            "  fix: plan again"
+        )
+    return torch.zeros(row.shape_target, dtype=_dtype(row.dtype_target))
+
+
+def _find(row: Row, checkpoint: Checkpoint) -> StoredTensor | None:
+    prefix = f"{checkpoint.subtree}." if checkpoint.subtree else ""
+    return checkpoint.tensors.get((row.source or "").removeprefix(prefix))
+
+
+def _dtype(name: str | None) -> torch.dtype:
+    found = getattr(torch, name or "", None)
+    if not isinstance(found, torch.dtype):
+        raise CheckpointError(f"the plan names a type {name!r}, which torch does not have\n  fix: plan again")
+    return found

@@ -1,0 +1,101 @@
+"""Files that only torch itself can read, and only as a whole.
+
+Two reasons: kinds of tensors that are rare (quantized, conjugated), which torch's own safe reader makes; and pickles
+that run code, where the user has asked for that.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.checkpoint.readers.pickle_names import Opaque
+from frostline.checkpoint.readers.refusals import cut_short, shown
+from frostline.checkpoint.readers.source import SourceFile
+from frostline.checkpoint.stored import in_memory
+from frostline.errors import CheckpointError, FrostlineError
+
+# Deeper than the readers let any file be.
+_DEEPEST = 200
+
+
+def read_whole(source: SourceFile, *, allow_pickle: bool) -> object:
+    """Load with torch, on the CPU.
+
+    Args:
+        source: the file.
+        allow_pickle: run the code that the file names.
+
+    Returns:
+        What it holds, with tensors that are in memory.
+
+    Raises:
+        CorruptCheckpoint: torch cannot read it.
+    """
+    try:
+        with (
+            warnings.catch_warnings(),
+            source.open(),  # notes whether the file changes meanwhile
+            source.path.open("rb") as file,
+        ):
+            # About protocols, about quantized tensors as such, and whatever the code of the file has to say.
+            warnings.simplefilter("ignore")
+            loaded: object = torch.load(file, map_location="cpu", weights_only=not allow_pickle)
+    except MemoryError as error:
+        raise CheckpointError(f"{shown(source.path)}: there is no memory to load it whole") from error
+    except FrostlineError:
+        raise
+    except Exception as error:
+        raise cut_short(source.path, source.size, _reason(error)) from error
+    return at_hand(loaded)
+
+
+def at_hand(root: object) -> object:
+    """The same with tensors that are in memory already, and modules as their state dicts.
+
+    What is no plain container or tensor is left as it is. Tensors that have no values in memory one after another
+    (sparse, nested, on the meta device) become inert stand-ins.
+    """
+    done: dict[int, tuple[object, object]] = {}
+
+    def convert(value: object, depth: int) -> object:
+        if isinstance(value, nn.Module):
+            value = value.state_dict()
+        if isinstance(value, Tensor):
+            return _tensor(value)
+        if not isinstance(value, (dict, list, tuple)) or depth > _DEEPEST:
+            return value
+        if id(value) not in done:
+            values: Any = value
+            # What holds itself is not followed again. The old object is kept, so that no other gets its identity.
+            done[id(value)] = (value, value)
+            if isinstance(value, dict):
+                inner: Any = OrderedDict((key, convert(each, depth + 1)) for key, each in values.items())
+                if hasattr(values, "_metadata"):
+                    inner.__dict__["_metadata"] = values._metadata
+            else:
+                inner = [convert(each, depth + 1) for each in values]
+                inner = tuple(inner) if isinstance(value, tuple) else inner
+            done[id(value)] = (value, inner)
+        return done[id(value)][1]
+
+    return convert(root, 0)
+
+
+def _tensor(value: Tensor) -> object:
+    if value.layout is not torch.strided or value.is_meta or value.is_nested:
+        return Opaque(f"torch.Tensor ({'meta' if value.is_meta else 'nested' if value.is_nested else 'sparse'})")
+    return in_memory(value.detach().resolve_conj().resolve_neg())
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without torch's advice to load the file in an unsafe way."""
+    text = str(error)
+    inner = re.search(r"WeightsUnpickler error: (.*)", text)
+    line = inner.group(1) if inner else (text.splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line.strip()[:200]}".rstrip(": ")
