@@ -156,7 +156,8 @@ def test_an_incomplete_plan_is_1_and_says_what_would_allow_it(command: Any, net:
 
 
 @pytest.mark.real_data
-def test_ambiguous_is_1_until_it_is_accepted(command: Any, monkeypatch: pytest.MonkeyPatch):
+def test_ambiguous_is_1_until_it_is_accepted(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     if not RESNET20.is_file():
         pytest.skip(f"REAL DATA ABSENT: {RESNET20} is not there")
     Path("swapped_of_tests.py").write_text(
