@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from frostline.checkpoint.paper import check_same_files, read_plan
 from frostline.checkpoint.plan import LoadPlan, Row, short
 from frostline.checkpoint.stored import StoredTensor, in_memory
 from frostline.checkpoint.tensor_writer import write_tensors
-from frostline.errors import CheckpointError, printable
+from frostline.errors import CheckpointError, name_some, printable
 from frostline.state.inventory import inventory
 
 PLAN = "frostline.plan"
@@ -63,10 +64,13 @@ def convert(source: str | os.PathLike[str], plan: str | os.PathLike[str], out: s
         CheckpointError: the plan is no plan, is incomplete, or is for another checkpoint.
     """
     told = read_plan(plan)
-    if not told.complete or any(row.is_in_the_way for row in told.rows):
+    if not (told.complete and any(row.is_loaded for row in told.rows)) or any(row.is_in_the_way for row in told.rows):
         raise CheckpointError(f"{plan} is an incomplete plan\n  fix: frostline plan says what is in the way")
     checkpoint = open_checkpoint(source, take=told.take, keep=WRAPPER_TOKENS - set(told.stripped))
     check_same_files(told, checkpoint, str(plan))
+    unsaid = left_unsaid(told.rows, checkpoint)
+    if unsaid:
+        raise CheckpointError(f"{plan} says nothing of {name_some(unsaid)} in {checkpoint.title}\n  fix: plan again")
     entries: dict[str, StoredTensor] = {}
     for row in told.rows:
         if row.target and row.verdict == "filled:0":
@@ -92,9 +96,9 @@ class _Converted(StoredTensor):
             try:
                 value = operation.run(value, self.current)
             except Exception as error:  # a plan that someone wrote may ask for anything
-                raise CheckpointError(
-                    f"{printable(str(self.row.source))} -> {printable(str(self.row.target))}: {operation}: {error}"
-                ) from error
+                where = f"{self.row.source} -> {self.row.target}: {operation}"
+                said = "\n".join(map(printable, str(error).splitlines()))
+                raise CheckpointError(f"{printable(where)}: {said}") from error
         if tuple(value.shape) != self.shape or value.dtype != self.dtype:
             raise CheckpointError(
                 f"{printable(str(self.row.target))} should have shape {self.shape} and type {short(self.dtype)}\n"
@@ -123,6 +127,13 @@ def converted_tensor(row: Row, checkpoint: Checkpoint, current: Tensor | None) -
     if not row.operations and (entry.shape, entry.dtype) == (row.shape_target, dtype):
         return entry
     return _Converted(row.shape_target or (), dtype, entry.place, row, entry, current)
+
+
+def left_unsaid(rows: Iterable[Row], checkpoint: Checkpoint) -> list[str]:
+    """The names in a checkpoint of which no row says what becomes of them."""
+    said = {row.source for row in rows}
+    names = [*map(checkpoint.whole_name, checkpoint.tensors), *checkpoint.outside]
+    return [name for name in names if name not in said]
 
 
 def filled(row: Row) -> Tensor:

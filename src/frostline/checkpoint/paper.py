@@ -13,7 +13,7 @@ from typing import Any
 
 from frostline.checkpoint.opened import Checkpoint
 from frostline.checkpoint.operations import Operation
-from frostline.checkpoint.plan import SCHEMA_VERSION, LoadPlan, Row
+from frostline.checkpoint.plan import LOADED, ON_PURPOSE, SCHEMA_VERSION, LoadPlan, Row
 from frostline.durable import replace_file
 from frostline.errors import CheckpointError, name_some, printable
 
@@ -114,7 +114,9 @@ def _row(data: Mapping[str, Any]) -> Row:
         sizes = _is(data[side], list, type(None))
         values[side] = None if sizes is None else tuple(_is(n, int) for n in sizes)
     row = Row(**values)
-    if row.is_loaded and None in (row.target, row.source, row.shape_target):
+    if not (row.is_in_the_way or row.verdict.partition(":")[0] in {*LOADED, *ON_PURPOSE}):
+        raise ValueError(f"a verdict {row.verdict!r}")
+    if row.target == "" or (row.is_loaded and None in (row.target, row.source, row.shape_target)):
         raise ValueError(f"a row is {row.verdict} and does not say from where to where")
     return row
 

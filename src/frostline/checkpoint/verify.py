@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.checkpoint.container import WRAPPER_TOKENS
-from frostline.checkpoint.convert import PLAN, converted_tensor, filled
+from frostline.checkpoint.convert import PLAN, converted_tensor, filled, left_unsaid
 from frostline.checkpoint.opened import Checkpoint, open_checkpoint
 from frostline.checkpoint.paper import plan_told
 from frostline.checkpoint.plan import SCHEMA_VERSION, Row
@@ -93,9 +93,7 @@ def verify(original: str | os.PathLike[str], converted: str | os.PathLike[str]) 
     rows = [_verified(row, before, after) for row in told.rows]
     known = {row.target for row in rows}
     rows += [VerifiedRow(name, None, "unexplained") for name in after.tensors if name not in known]
-    told_of = {row.source for row in told.rows}
-    names = [*map(before.whole_name, before.tensors), *before.outside]
-    rows += [VerifiedRow(None, name, "missing") for name in names if name not in told_of]
+    rows += [VerifiedRow(None, name, "missing") for name in left_unsaid(told.rows, before)]
     return Verification(tuple(row for row in rows if row.verdict), by_plan=True)
 
 

@@ -35,8 +35,7 @@ def diff(
 
     Exit code 1 if anything differs. Neither file is changed, and no code of them is run.
     """
-    from frostline.checkpoint import open_checkpoint
-    from frostline.checkpoint.compare import compare
+    from frostline.checkpoint import compare, open_checkpoint
     from frostline.checkpoint.rules import read_renames, rename_all
 
     left, right = (open_checkpoint(each, take=take, allow_pickle=allow_pickle) for each in (before, after))

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import xxhash
 from safetensors import SafetensorError
 from torch import Tensor
 
+from frostline.checkpoint.tensor_writer import DIGEST, combined_digest
 from frostline.errors import CorruptCheckpoint
 from frostline.state.digest import digest_all
-
-# Safetensors have no checksum of their own; this entry of their metadata is ours.
-DIGEST = "frostline.digest"
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -36,7 +33,7 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
     alone = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    return safetensors.torch.save(alone, {**metadata, DIGEST: _combined_digest(alone)})
+    return safetensors.torch.save(alone, {**metadata, DIGEST: combined_digest(digest_all(alone))})
 
 
 def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -55,13 +52,8 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     length = int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     expected = metadata.pop(DIGEST, None)
-    if expected is not None and expected != _combined_digest(tensors):
+    if expected is not None and expected != combined_digest(digest_all(tensors)):
         raise CorruptCheckpoint(
             f"{path} cannot be read\n  its tensors are not those that were saved\n  fix: restore it"
         )
     return tensors, metadata
-
-
-def _combined_digest(tensors: Mapping[str, Tensor]) -> str:
-    lines = [f"{name} {value}" for name, value in sorted(digest_all(tensors).items())]
-    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())

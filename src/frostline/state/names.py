@@ -20,7 +20,8 @@ from frostline.errors import UnsupportedModel
 # Wrappers that insert a token of their own. `module` is not here: it is a wrapper's token only under DDP and
 # DataParallel, and a common name elsewhere, so `unwrap` looks at the live object instead.
 WRAPPER_TOKENS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
-_NUMBER = re.compile(r"(\d+)")
+# Python turns no more than some thousand digits into a number, and names may come from anyone.
+_NUMBER = re.compile(r"(\d{1,18})")
 
 
 def join(*parts: str) -> str:

@@ -292,7 +292,7 @@ class _Machine:
             for index in range(0, len(items), 2):
                 name = items[index]
                 entries[name if type(name) is str else key(name)] = items[index + 1]
-        elif not isinstance(target, Opaque):
+        elif type(target) is not Opaque:  # an object, and not the name of its type
             raise Damaged(f"entries for a {type(target).__name__}")
 
 
@@ -362,14 +362,14 @@ def _text(code: int, line: bytes) -> object:
 def _extend(target: object, items: list[Any]) -> None:
     if type(target) is list:
         cast("list[Any]", target).extend(items)
-    elif not isinstance(target, Opaque):
+    elif type(target) is not Opaque:
         raise Damaged(f"elements for a {type(target).__name__}")
 
 
 def _add(target: object, items: list[Any]) -> None:
     if type(target) is set:
         cast("set[Any]", target).update(items)
-    elif not isinstance(target, Opaque):
+    elif type(target) is not Opaque:
         raise Damaged(f"elements for a {type(target).__name__}")
 
 

@@ -192,6 +192,16 @@ class Extent:
                         self.compare(crc)
                 yield piece
 
+    def check(self) -> None:
+        """Compare the checksum, if it has not been yet.
+
+        Raises:
+            CorruptCheckpoint: it is damaged, or the file has changed.
+        """
+        if self._unchecked:
+            with self.source.open() as file:
+                self._check(file, self.begin(file))
+
     def compare(self, crc: int) -> None:
         """Note that the checksum is right, or say that it is not.
 
