@@ -1,9 +1,10 @@
-"""ResNet-20 as in the checkpoint of akamaster/pytorch_resnet_cifar10, and where that file lies."""
+"""ResNet-20 as in the checkpoint of akamaster/pytorch_resnet_cifar10 and where that file lies, and a small model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,3 +59,63 @@ def resnet20_file() -> Path:
     if not RESNET20.is_file():
         pytest.skip(f"REAL DATA ABSENT: {RESNET20} is not there, so a real legacy checkpoint goes untested")
     return RESNET20
+
+
+class SmallNet(nn.Module):
+    """A model to which the checkpoint that :func:`small` writes leads only by every operation there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4, eps=1e-3)
+        self.position = nn.Parameter(torch.zeros(1, 10, 4))
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.left = nn.Linear(4, 4)
+        self.right = nn.Linear(4, 4)
+        self.half = nn.Linear(4, 2)
+        self.head = nn.Linear(4, 3)
+        self.fresh = nn.Linear(4, 1)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[nn.Module, Path, dict[str, Any]]:
+    """A model, a checkpoint, and the arguments for :func:`plan_load` under which the one fits the other."""
+    random = torch.Generator().manual_seed(0)
+
+    def values(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    state = {
+        "module.conv.weight": values(4, 3, 3, 3),
+        "module.conv.bias": values(4),
+        "module.norm.weight": values(4),
+        "module.norm.bias": values(4),
+        "module.norm.running_mean": values(4),
+        "module.norm.running_var": values(4).abs(),
+        "module.position": values(1, 5, 4),
+        "module.scale": values(1),
+        "module.both.weight": values(4, 4),
+        "module.both.bias": values(4),
+        "module.half.weight": values(2, 4).half(),
+        "module.half.bias": values(2).double(),
+        "module.head.weight": values(3, 4, 1, 1),
+        "module.head.bias": values(3),
+        "module.old.weight": values(7),
+    }
+    path = tmp_path / "small.pt"
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    arguments: dict[str, Any] = {
+        "rename": {"conv": "stem", "both": ["left", "right"]},
+        "keep": "fresh",
+        "drop": "old",
+        "adapt": {
+            "stem": "input-channels",
+            "position": "position-embedding",
+            "scale": "scalar",
+            "head": "conv-linear",
+            "half": "narrow",
+        },
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return SmallNet(), path, arguments

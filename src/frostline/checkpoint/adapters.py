@@ -23,11 +23,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def fit(self, source: Shape, target: Shape) -> Operation | None:
-        """The operation that leads from one to the other; nothing if there is none.
-
-        Raises:
-            CheckpointError: there are several, and the adapter was not told which.
-        """
+        """The operation that leads from one to the other; nothing if there is none."""
 
     @property
     def fits_equal_shapes(self) -> bool:
@@ -61,7 +57,7 @@ class PositionEmbedding(Adapter):
 
     Attributes:
         prefix_tokens: how many tokens in front have no place in the grid (class token, registers). ``None`` takes the
-            one number from 0 to 8 for which both sides leave a square, and refuses if there are several.
+            number from 0 to 8 for which both sides leave a square; no two of them do.
 
     Example:
         >>> print(PositionEmbedding().fit((1, 197, 768), (1, 577, 768)))
@@ -82,17 +78,11 @@ class PositionEmbedding(Adapter):
         if source[-2] == target[-2] or not (two or source[0] == target[0] == 1):
             return None
         wanted = range(9) if self.prefix_tokens is None else [self.prefix_tokens]
-        found = [n for n in wanted if _is_square(source[-2] - n) and _is_square(target[-2] - n)]
-        if len(found) > 1:
-            raise CheckpointError(
-                f"position embedding: {source[-2]} and {target[-2]} tokens leave squares with {found} tokens in front\n"
-                "  fix: PositionEmbedding(prefix_tokens=N)"
-            )
-        if not found:
+        found = next((n for n in wanted if _is_square(source[-2] - n) and _is_square(target[-2] - n)), None)
+        if found is None:
             return None
-        sides = [math.isqrt(side[-2] - found[0]) for side in (source, target)]
-        grid, to = ([n, n] for n in sides)
-        return Operation("position-embedding", {"prefix": found[0], "grid": grid, "to": to})
+        grid, to = ([math.isqrt(side[-2] - found)] * 2 for side in (source, target))
+        return Operation("position-embedding", {"prefix": found, "grid": grid, "to": to})
 
 
 @dataclass(frozen=True)
@@ -211,7 +201,7 @@ def read_adapt(adapt: Adapt) -> list[tuple[str, Adapter]]:
     """
     if isinstance(adapt, (str, Adapter)):
         adapt = (adapt,)
-    pairs: Any = adapt.items() if isinstance(adapt, Mapping) else [("*", each) for each in adapt]
+    pairs: Any = adapt.items() if isinstance(adapt, Mapping) else [(_everywhere(each), each) for each in adapt]
     found: list[tuple[str, Adapter]] = []
     for pattern, given in cast("list[tuple[str, str | Adapter]]", list(pairs)):
         adapter = NAMED.get(given) if isinstance(given, str) else given
@@ -224,6 +214,11 @@ def read_adapt(adapt: Adapt) -> list[tuple[str, Adapter]]:
             raise CheckpointError('adapt: ClassRows for which layer?\n  fix: adapt={"fc": ClassRows(...)}')
         found.append((pattern, adapter))
     return found
+
+
+def _everywhere(given: str | Adapter) -> str:
+    """Where an adapter applies that was given without a place: classifiers too may have a square number of rows."""
+    return "*pos*" if given == "position-embedding" or isinstance(given, PositionEmbedding) else "*"
 
 
 def _is_square(number: int) -> bool:

@@ -113,7 +113,8 @@ def _suspect(row: Row, value: Tensor) -> str:
     if value.is_floating_point() or value.is_complex():
         # Types of 8 bits know no isfinite.
         seen = value.float() if value.dtype.itemsize == 1 else value
-        broken = int((~torch.isfinite(seen)).sum())
+        # One NaN or infinity shows in the sum, which takes one pass; a sum may be infinite for other reasons too.
+        broken = 0 if bool(torch.isfinite(seen.sum())) else int((~torch.isfinite(seen)).sum())
         if broken:
             return f"{broken:,} of {value.numel():,} values are NaN or infinite"
         if (row.target or "").rpartition(".")[2] == "running_var" and bool((seen < 0).any()):

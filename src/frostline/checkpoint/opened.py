@@ -118,7 +118,10 @@ def open_checkpoint(
         contents = Contents("live model", _stored(tensors), ())
         path, title = None, type(source).__name__
     elif isinstance(source, Mapping):
-        contents = Contents("state dict", _stored(source), ())
+        try:
+            contents = Contents("state dict", _stored(source), ())
+        except RecursionError as error:
+            raise CheckpointError("the state dict holds itself\n  fix: model.state_dict()") from error
         path, title = None, "the state dict"
     else:
         path = Path(source)

@@ -133,8 +133,9 @@ def check_same_files(told: PlanOnPaper, checkpoint: Checkpoint, where: str) -> N
     Raises:
         CheckpointError: a file is another one, or is not there.
     """
-    here = {file.name: file for file in checkpoint.files}
-    differing = [name for name, hashed in told.sha256.items() if name not in here or _sha256(here[name]) != hashed]
+    # By content: the file may have another name by now.
+    here = {_sha256(file) for file in checkpoint.files} if told.sha256 else set[str]()
+    differing = [name for name, hashed in told.sha256.items() if hashed not in here]
     if differing:
         raise CheckpointError(
             f"{where} was made for another checkpoint than {checkpoint.title}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,12 +100,12 @@ class LoadPlan:
     accept_suspect: tuple[str, ...]
     model: nn.Module = field(repr=False, compare=False)
 
-    @property
+    @cached_property
     def problems(self) -> list[Row]:
         """The rows that stand in the way."""
         return [row for row in self.rows if row.is_in_the_way]
 
-    @property
+    @cached_property
     def loaded(self) -> list[Row]:
         """The rows whose values come from the checkpoint."""
         return [row for row in self.rows if row.is_loaded]
