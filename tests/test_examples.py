@@ -25,6 +25,7 @@ def test_every_example_is_tested_and_short() -> None:
         "s1_two_heads.py",
         "s2_frozen_net.py",
         "s3_which_statistics.py",
+        "s4_three_ways.py",
         "s5_part_of_a_checkpoint.py",
         "s7_eval_worse.py",
         "s8_two_views.py",
@@ -52,6 +53,16 @@ def test_s2_outputs_differ_then_are_equal_to_the_bit() -> None:
     assert re.findall(r"outputs equal: (\w+)", out) == ["False", "True"]
     assert "F107" in out
     assert "nothing moved" in out
+
+
+def test_s4_the_mistakes_are_named_and_the_scheduler_scales_every_group() -> None:
+    mistakes, *ways = re.split(r"\n(?=[abc]: )", run_example("s4_three_ways.py"))
+    assert "trainable after the typo: 10 of 10 tensors" in mistakes
+    assert re.search(r"trunk\.1\.0\.weight +missing", mistakes)
+    rates = [re.findall(r"trunk ([\d.]+), head ([\d.]+)", way) for way in ways]
+    assert rates == [[("0.1", "0.1"), ("0.05", "0.05")]] * 2 + [[("0.01", "0.1"), ("0.005", "0.05")]]
+    assert "nothing moved" in ways[0]
+    assert all(float(re.findall(r"accuracy ([\d.]+)%", way)[0]) > 60 for way in ways)
 
 
 def test_s5_nothing_is_loaded_without_a_word_then_all_of_the_part_is_and_is_proven() -> None:

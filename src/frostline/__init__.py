@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from frostline import freezing as freezing
     from frostline import heads as heads
     from frostline import norms as norms
+    from frostline import optim as optim
     from frostline import report as report
     from frostline import state as state
     from frostline import tasks as tasks
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from frostline.heads.replace import replace_head as replace_head
     from frostline.norms.diagnose import diagnose as diagnose
     from frostline.norms.recalibrate import recalibrate as recalibrate
+    from frostline.optim.groups import param_groups as param_groups
     from frostline.state.inventory import inventory as inventory
     from frostline.state.snapshot import snapshot as snapshot
 
@@ -39,6 +41,7 @@ _NAMES = {
     "freeze": "frostline.freezing.verbs",
     "frozen": "frostline.freezing.verbs",
     "inventory": "frostline.state.inventory",
+    "param_groups": "frostline.optim.groups",
     "plan_load": "frostline.checkpoint.plan_load",
     "recalibrate": "frostline.norms.recalibrate",
     "replace_head": "frostline.heads.replace",
@@ -58,6 +61,8 @@ __all__ = [
     "heads",
     "inventory",
     "norms",
+    "optim",
+    "param_groups",
     "plan_load",
     "recalibrate",
     "replace_head",

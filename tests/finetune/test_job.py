@@ -136,7 +136,7 @@ def test_metrics_have_a_row_for_each_epoch(digits_run: Any):
     assert [(row["phase"], row["epoch"]) for row in rows] == [
         (phase, epoch) for phase in ("digit", "parity", "parity (naive)") for epoch in (1, 2)
     ]
-    assert all(row.keys() == {"phase", "epoch", "epochs", "loss", "accuracy", "seconds"} for row in rows)
+    assert all(row.keys() == {"phase", "epoch", "epochs", "loss", "accuracy", "seconds", "rates"} for row in rows)
     assert rows == [row.to_json() for row in digits_run.result.rows]
     assert all(0 < row["accuracy"] <= 1 and row["loss"] > 0 for row in rows)
 

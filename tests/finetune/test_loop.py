@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_tensors_and_another_does_not(recorder: Any
 
 def test_what_does_not_require_gradients_is_no_part_of_the_optimizer(recorder: Any):
     model, seen = small_model(), []
-    run(model, phase_of(Watched(20), epochs=1), recorder, after_epoch=lambda _, optimizer: seen.append(optimizer))
+    run(model, phase_of(Watched(20), epochs=1), recorder, after_epoch=lambda _, optimizer, __: seen.append(optimizer))
     assert isinstance(seen[0], torch.optim.AdamW)
     owned = {id(p) for group in seen[0].param_groups for p in group["params"]}
     assert owned == {id(p) for name, p in model.named_parameters() if not name.startswith("heads.b")}
@@ -130,7 +130,7 @@ def test_what_does_not_require_gradients_is_no_part_of_the_optimizer(recorder: A
 def test_rows_say_what_was_trained(recorder: Any):
     model, given = small_model(), []
     val = Watched(10)
-    run(model, phase_of(Watched(20), val=val), recorder, after_epoch=lambda row, _: given.append(row))
+    run(model, phase_of(Watched(20), val=val), recorder, after_epoch=lambda row, *_: given.append(row))
     assert recorder.begun == [("a", 3, 0)]
     assert given == recorder.rows
     assert [(row.phase, row.epoch, row.epochs) for row in given] == [("a", epoch, 3) for epoch in (1, 2, 3)]
@@ -152,7 +152,7 @@ def test_going_on_after_an_epoch_is_as_if_nothing_had_happened(recorder: Any):
     whole = small_model()
     kept: dict[int, Any] = {}
 
-    def keep(row: EpochRow, optimizer: Optimizer) -> None:
+    def keep(row: EpochRow, optimizer: Optimizer, _: str) -> None:
         tensors, metadata = pack(whole, optimizer)
         kept[row.epoch] = ({name: tensor.clone() for name, tensor in tensors.items()}, metadata)
 

@@ -15,6 +15,7 @@ from frostline.cli import (
     diff_command,
     explain_command,
     finetune_command,
+    groups_command,
     inspect_command,
     plan_command,
     recalibrate_command,
@@ -39,6 +40,7 @@ app.command("diagnose", short_help=diagnose_command.SHORT, epilog=diagnose_comma
 app.command("recalibrate", short_help=recalibrate_command.SHORT, epilog=recalibrate_command.EXAMPLES)(
     recalibrate_command.recalibrate
 )
+app.command("groups", short_help=groups_command.SHORT, epilog=groups_command.EXAMPLES)(groups_command.groups)
 app.command("inspect", short_help=inspect_command.SHORT, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 app.command("diff", short_help=diff_command.SHORT, epilog=diff_command.EXAMPLES)(diff_command.diff)
 app.command("plan", short_help=plan_command.SHORT, epilog=plan_command.EXAMPLES)(plan_command.plan)

@@ -22,6 +22,7 @@ Examples:
   frostline finetune
   frostline finetune --data photos --model timm/resnet18 --pretrained
   frostline finetune --data photos --model timm/resnet18 --freeze '!layer4'
+  frostline finetune --data photos --model timm/resnet18 --strategy gradual
   frostline finetune --resume runs/finetune-1
 """
 
@@ -48,8 +49,19 @@ def finetune(
     head: Annotated[
         str | None, typer.Option(help="Dotted path of the model's classifier, if it is not found.", metavar="NAME")
     ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="What trains: the new head, the full model, both at discriminative rates (the trunk a tenth), "
+            "gradual unfreezing from the head down, or probe-then-tune.",
+            metavar="head|full|discriminative|gradual|probe-then-tune",
+        ),
+    ] = "head",
+    lr_schedule: Annotated[
+        str, typer.Option(help="What becomes of the rates over the run.", metavar="constant|cosine")
+    ] = "constant",
     epochs: Annotated[int, typer.Option(help="How often the data is gone through.")] = 8,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 2e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW, for the new head.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(help="Samples a step, over all processes together.")] = 32,
     seed: Annotated[int, typer.Option(help="Of split, initialization, order and augmentation.")] = 0,
     init: Annotated[
@@ -82,6 +94,8 @@ def finetune(
         "model": model,
         "freeze": tuple(freeze or ()),
         "head": head,
+        "strategy": strategy,
+        "lr_schedule": lr_schedule,
         "epochs": epochs,
         "lr": lr,
         "batch_size": batch_size,

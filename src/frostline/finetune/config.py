@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 from frostline.errors import ModelError, RunFolderError
+from frostline.finetune.strategy import RATE_SCHEDULES, STRATEGIES
 
 SCHEMA_VERSION = 1
 # What torch's generators take.
@@ -27,8 +28,11 @@ class FinetuneConfig:
         model: ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``; ``None`` with the digits.
         freeze: what of the trunk is held, as globs on its dotted paths; empty holds all of it.
         head: the dotted path of the classifier in the model, where it does not say so itself.
+        strategy: what trains when: the new ``head`` alone, the ``full`` model, ``discriminative`` rates for trunk and
+            head, ``gradual`` unfreezing from the head down, or ``probe-then-tune``.
+        lr_schedule: ``constant`` or ``cosine``; scales the rates of all groups.
         epochs: how often the data is gone through.
-        lr: the learning rate of AdamW.
+        lr: the learning rate of AdamW, for the new head.
         batch_size: samples a step, over all processes together.
         seed: of the split, the initialization, the order and the augmentation.
         init: a checkpoint to start from.
@@ -44,6 +48,8 @@ class FinetuneConfig:
     model: str | None = None
     freeze: tuple[str, ...] = ()
     head: str | None = None
+    strategy: str = "head"
+    lr_schedule: str = "constant"
     epochs: int = 8
     lr: float = 2e-3
     batch_size: int = 32
@@ -65,6 +71,17 @@ class FinetuneConfig:
             raise ConfigError(f"--seed {self.seed}: too large.\n  fix: less than 2**64")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"--lr {self.lr}: a learning rate is a positive number.\n  fix: --lr 0.002, for example")
+        for name, known in (("strategy", STRATEGIES), ("lr_schedule", RATE_SCHEDULES)):
+            if getattr(self, name) not in known:
+                option = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{option} {getattr(self, name)}: there is no such one.\n  fix: one of {', '.join(known)}"
+                )
+        if self.naive and self.strategy != "head":
+            raise ConfigError(
+                f"--naive with --strategy {self.strategy}: the naive loop shows what happens to a trunk that should "
+                "stay, and here it trains.\n  fix: leave out one of them"
+            )
         if self.data is None:
             given = [f"--{n}" for n in ("model", "head", "init") if getattr(self, n) is not None]
             given += ["--pretrained"] if self.pretrained else []
@@ -81,7 +98,7 @@ class FinetuneConfig:
     @property
     def compares_with_naive(self) -> bool:
         """Whether the naive loop is run too."""
-        return self.data is None if self.naive is None else self.naive
+        return (self.data is None and self.strategy == "head") if self.naive is None else self.naive
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON-ready values with a schema version."""

@@ -27,13 +27,15 @@ def digits_problem(config: FinetuneConfig) -> Problem:
     """
     data = digits_data(config.seed)
     model = _model(config.seed)
-    trunk = held_part(model.trunk, config.freeze)
+    trunk = held_part(model.trunk, config.freeze, config.strategy)
     return Problem(
         title="Two heads on one trunk: handwritten digits",
         model=model,
         phases=(
             Phase("digit", config.epochs, config.lr, (), _plain(data.train, "digit"), _plain(data.val, "digit")),
-            Phase("parity", config.epochs, config.lr, trunk, _negative(data.train), _negative(data.val)),
+            Phase(
+                "parity", config.epochs, config.lr, trunk, _negative(data.train), _negative(data.val), config.strategy
+            ),
         ),
         probe=_plain(data.val, "digit"),
         probe_heads=("digit",),
@@ -41,7 +43,7 @@ def digits_problem(config: FinetuneConfig) -> Problem:
             ("data", f"scikit-learn's handwritten digits, {len(data.train):,} to train, {len(data.val):,} to validate"),
             ("trunk", "3 convolutions with batch norm, dropout"),
             ("first head", "digit, ten classes, learns with the trunk"),
-            ("second head", "parity (even, odd) of the same images as negatives, learns with all else held"),
+            ("second head", f"parity (even, odd) of the same images as negatives, strategy {config.strategy}"),
         ),
         warnings=(),
         export=lambda trained: dict(inventory(trained).tensors),

@@ -47,13 +47,13 @@ def folder_problem(config: FinetuneConfig) -> Problem:
     check_width(trunk, new, torch.zeros(2, len(built.mean), *built.image_size))
     task = task_name(config.data)
     model = TaskModel(trunk, {ORIGINAL: old_head, task: new})
-    held = held_part(model.trunk, config.freeze)
+    held = held_part(model.trunk, config.freeze, config.strategy)
     notes = _left_out(data)
     train, val = _datasets(config, built, data)
     return Problem(
         title=f"{config.model} learns {', '.join(data.classes[:4])}{' ...' if len(data.classes) > 4 else ''}",
         model=model,
-        phases=(Phase(task, config.epochs, config.lr, held, train, val),),
+        phases=(Phase(task, config.epochs, config.lr, held, train, val, config.strategy),),
         probe=val,
         probe_heads=(task,),
         facts=(
@@ -63,7 +63,8 @@ def folder_problem(config: FinetuneConfig) -> Problem:
             ),
             ("model", built.source),
             *facts,
-            ("held of the trunk", ", ".join(config.freeze) if config.freeze else "all of it"),
+            ("strategy", config.strategy),
+            ("held of the trunk", ", ".join(config.freeze) or ("all of it" if held else "nothing")),
             ("head", f"{built.head_path}: {old_head.out_features} classes, kept as {ORIGINAL!r}; {task!r} is new"),
         ),
         warnings=(*told, *notes),

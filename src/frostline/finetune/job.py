@@ -244,11 +244,11 @@ class _Job:
     def _fit(self, problem: Problem, number: int) -> None:
         phase, at = problem.phases[number], self.at
 
-        def after_epoch(row: EpochRow, optimizer: Optimizer) -> None:
+        def after_epoch(row: EpochRow, optimizer: Optimizer, unfreezing: str) -> None:
             self.at = _Progress(number, row.epoch, [*self.at.rows, row])
             if self.main:
                 self.folder.append_metrics(row.to_json())
-                self._save(problem.model, optimizer, f"{phase.task}-epoch-{row.epoch}")
+                self._save(problem.model, optimizer, f"{phase.task}-epoch-{row.epoch}", unfreezing)
             self.accelerator.wait_for_everyone()
 
         packed = None if at.tensors is None or not at.epoch else (at.tensors, at.metadata)
@@ -273,8 +273,10 @@ class _Job:
         found = self.folder.latest_checkpoint()
         return "there was no checkpoint yet" if found is None else f"kept: the last good checkpoint, {found.path}"
 
-    def _save(self, model: torch.nn.Module, optimizer: Optimizer | None, name: str) -> None:
+    def _save(self, model: torch.nn.Module, optimizer: Optimizer | None, name: str, unfreezing: str = "") -> None:
         tensors, metadata = pack(model, optimizer)
+        if unfreezing:
+            metadata["unfreezing"] = unfreezing
         rows = [row.to_json() for row in self.at.rows]
         metadata["progress"] = json.dumps({"phase": self.at.phase, "epoch": self.at.epoch, "rows": rows})
         self.folder.save_checkpoint(name, tensors, metadata, keep=(START,))

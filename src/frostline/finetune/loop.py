@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,17 +13,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from frostline.errors import DataError, ModelError, TrainingDiverged
+from frostline.errors import DataError, ModelError, TrainingDiverged, name_some
 from frostline.extras import require
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.device import pick_device
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
+from frostline.finetune.strategy import groups_for, rate_factor, unfreezing_for
 from frostline.finetune.training_state import unpack_optimizer
+from frostline.optim.unfreezing import Unfreezing
+from frostline.state.names import fold
 from frostline.tasks.task_model import TaskModel
 
 Packed = tuple[Mapping[str, Tensor], Mapping[str, str]]
+# How many of an epoch's rates are kept for the report.
+_RATES_KEPT = 8
 
 
 class EpochSampler(Sampler[int]):
@@ -106,7 +113,7 @@ def fit(
     number: int,
     done: int = 0,
     packed: Packed | None = None,
-    after_epoch: Callable[[EpochRow, Optimizer], None] | None = None,
+    after_epoch: Callable[[EpochRow, Optimizer, str], None] | None = None,
 ) -> None:
     """Train the head of one phase; what is held, is held by the caller.
 
@@ -119,58 +126,101 @@ def fit(
         name: what the phase is called in ``metrics.jsonl``.
         number: which phase it is; part of the seed.
         done: how many epochs were done before.
-        packed: the optimizer's state after them.
-        after_epoch: called on every process with the row of the epoch and the optimizer.
+        packed: the optimizer's state after them, and under ``unfreezing`` that of the schedule.
+        after_epoch: called on every process with the row of the epoch, the optimizer and the schedule's state as JSON.
 
     Raises:
         TrainingDiverged: the loss is not finite, and the model is as that step found it; or the logits on the
             validation data are not, before ``after_epoch`` is called.
+        ModelError: the strategy unfreezes on several processes.
     """
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=phase.lr)
+    optimizer = torch.optim.AdamW(groups_for(model, phase.task, phase.strategy, phase.lr), lr=phase.lr)
     train, val = _loaders(phase, config, accelerator)
     # The data loader draws a seed for its workers when it is iterated: from here on, everything depends on the seed.
     wrapped, optimizer, train, val = accelerator.prepare(model, optimizer, train, val)
+    inner = _inner(optimizer)
+    schedule = _schedule(model, phase, inner, len(train), accelerator)
     if packed is not None:
-        unpack_optimizer(_inner(optimizer), *packed)
+        unpack_optimizer(inner, *packed)
+        if schedule is not None:
+            schedule.load_state_dict(json.loads(packed[1]["unfreezing"]))
     progress.begin(name, phase.epochs, done)
-    for epoch in range(done + 1, phase.epochs + 1):
-        started = time.perf_counter()
-        torch.manual_seed(mix_seed(config.seed, number, epoch, accelerator.process_index))
-        _set_epoch(train, phase.train, epoch)
-        wrapped.train()
-        total, samples = 0.0, 0
-        for step, (inputs, labels) in enumerate(train, start=1):
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(wrapped(inputs, phase.task), labels)
-            value = float(accelerator.reduce(loss.detach(), reduction="mean"))
-            if not _finite(value):
+    with schedule or nullcontext():
+        for epoch in range(done + 1, phase.epochs + 1):
+            started = time.perf_counter()
+            torch.manual_seed(mix_seed(config.seed, number, epoch, accelerator.process_index))
+            _set_epoch(train, phase.train, epoch)
+            wrapped.train()
+            total, samples = 0.0, 0
+            rates: dict[str, list[float]] = {}
+            for step, (inputs, labels) in enumerate(train, start=1):
+                set_rates(inner, config.lr_schedule, (epoch - 1) * len(train) + step - 1, phase.epochs * len(train))
+                if (step - 1) % max(1, len(train) // _RATES_KEPT) == 0:
+                    note_rates(rates, inner, schedule)
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(wrapped(inputs, phase.task), labels)
+                value = float(accelerator.reduce(loss.detach(), reduction="mean"))
+                if not _finite(value):
+                    raise TrainingDiverged(
+                        f"the loss became {value} in phase {name!r}, epoch {epoch}, step {step}; "
+                        "training was stopped.\n"
+                        f"  fix: a smaller learning rate than --lr {config.lr:g}, or look for broken values in the data"
+                    )
+                accelerator.backward(loss)
+                optimizer.step()
+                total, samples = total + value * len(labels), samples + len(labels)
+                progress.step(name, epoch, step, len(train), value)
+            # Before anything is kept: a last step of an epoch can break the weights behind a loss that was finite.
+            accuracy = _accuracy(accelerator, wrapped, val, phase.task)
+            if accuracy is None:
                 raise TrainingDiverged(
-                    f"the loss became {value} in phase {name!r}, epoch {epoch}, step {step}; training was stopped.\n"
-                    f"  fix: a smaller learning rate than --lr {config.lr:g}, or look for broken values in the data"
+                    f"the logits became nan or infinite on the validation data, in phase {name!r}, "
+                    f"after epoch {epoch}; training was stopped.\n"
+                    f"  fix: a smaller learning rate than --lr {config.lr:g}"
                 )
-            accelerator.backward(loss)
-            optimizer.step()
-            total, samples = total + value * len(labels), samples + len(labels)
-            progress.step(name, epoch, step, len(train), value)
-        # Before anything is kept: a last step of an epoch can break the weights behind a loss that was finite.
-        accuracy = _accuracy(accelerator, wrapped, val, phase.task)
-        if accuracy is None:
-            raise TrainingDiverged(
-                f"the logits became nan or infinite on the validation data, in phase {name!r}, after epoch {epoch}; "
-                f"training was stopped.\n  fix: a smaller learning rate than --lr {config.lr:g}"
+            row = EpochRow(
+                phase=name,
+                epoch=epoch,
+                epochs=phase.epochs,
+                loss=total / samples,
+                accuracy=accuracy,
+                seconds=time.perf_counter() - started,
+                rates={group: tuple(values) for group, values in rates.items()},
             )
-        row = EpochRow(
-            phase=name,
-            epoch=epoch,
-            epochs=phase.epochs,
-            loss=total / samples,
-            accuracy=accuracy,
-            seconds=time.perf_counter() - started,
-        )
-        progress.epoch(row)
-        if after_epoch is not None:
-            after_epoch(row, _inner(optimizer))
+            progress.epoch(row)
+            if schedule is not None:
+                unfrozen = schedule.epoch_end(accuracy)
+                if unfrozen:
+                    progress.say(f"  unfrozen: {name_some([str(each) for each in fold(unfrozen)])}")
+            if after_epoch is not None:
+                after_epoch(row, inner, "" if schedule is None else json.dumps(schedule.state_dict()))
     accelerator.free_memory()
+
+
+def set_rates(optimizer: Optimizer, schedule: str, step: int, steps: int) -> None:
+    """Give every group the rate of a step: computed from where it began, so that it needs no state of its own."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * rate_factor(schedule, step, steps)
+
+
+def note_rates(rates: dict[str, list[float]], optimizer: Optimizer, schedule: Unfreezing | None) -> None:
+    """Add each group's rate at this step to those noted before."""
+    for group in optimizer.param_groups:
+        factor = 1.0 if schedule is None else schedule.factor_of(group)
+        rates.setdefault(group["name"], []).append(float(group["lr"]) * factor)
+
+
+def _schedule(model: TaskModel, phase: Phase, optimizer: Optimizer, steps: int, accelerator: Any) -> Unfreezing | None:
+    unfreeze = unfreezing_for(model, phase.strategy, phase.epochs, steps)
+    if unfreeze is None:
+        return None
+    if accelerator.num_processes > 1:
+        raise ModelError(
+            f"--strategy {phase.strategy} on {accelerator.num_processes} processes: DistributedDataParallel exchanges "
+            "no gradients of what is unfrozen after it was made, and does not say so.\n"
+            "  fix: one process, or --strategy head, full or discriminative"
+        )
+    return Unfreezing(unfreeze, model, optimizer)
 
 
 @torch.no_grad()

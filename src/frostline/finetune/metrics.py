@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -17,6 +18,7 @@ class EpochRow:
         loss: the mean training loss.
         accuracy: of the trained head on the validation data, in 0..1.
         seconds: how long it took.
+        rates: group to its learning rate at some steps of the epoch, evenly spaced; 0 while a group is held.
     """
 
     phase: str
@@ -25,6 +27,7 @@ class EpochRow:
     loss: float
     accuracy: float
     seconds: float
+    rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, "tuple[float, ...]"])
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON-ready values."""

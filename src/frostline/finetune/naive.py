@@ -69,7 +69,7 @@ def train_naively(
         progress,
         name=f"{phase.task} (naive)",
         number=number,
-        after_epoch=lambda row, _: after_epoch(row),
+        after_epoch=lambda row, *_: after_epoch(row),
     )
     moved = Snapshot({path: record for path, record in before.items() if path in expected})
     moved.partial = True

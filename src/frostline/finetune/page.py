@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import frostline
+from frostline.errors import name_some
 from frostline.finetune.metrics import EpochRow
 from frostline.report import Curve, HeadOutcome, HeldEntry, MovedEntry, Outcome, RunPage
 from frostline.state.changes import StateDiff
@@ -95,7 +96,30 @@ def _curves(rows: Sequence[EpochRow]) -> tuple[Curve, ...]:
         epochs = tuple(float(row.epoch) for row in own)
         curves.append(Curve("loss", phase, epochs, tuple(row.loss for row in own)))
         curves.append(Curve("accuracy", phase, epochs, tuple(row.accuracy for row in own), unit="%"))
-    return tuple(curves)
+    return (*curves, *_rates(rows))
+
+
+def _rates(rows: Sequence[EpochRow]) -> list[Curve]:
+    """The learning rate of each group in the last phase; groups that go alike are one line."""
+    phases = [row.phase for row in rows if row.rates and not row.phase.endswith("(naive)")]
+    own = [row for row in rows if phases and row.phase == phases[-1]]
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for group in own[-1].rates if own else ():
+        values = tuple(value for row in own for value in row.rates.get(group, ()))
+        title = group.removesuffix(", no decay")  # its rate is that of the rest of the layer
+        if title not in alike.setdefault(values, []):
+            alike[values].append(title)
+    epochs = tuple(
+        row.epoch - 1 + number / len(values)
+        for row in own
+        for values in [next(iter(row.rates.values()), ())]
+        for number in range(len(values))
+    )
+    return [
+        Curve("learning rate", name_some(groups, most=2), epochs, values)
+        for values, groups in alike.items()
+        if len(values) == len(epochs)
+    ]
 
 
 def _said(value: object) -> str:

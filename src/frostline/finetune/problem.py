@@ -14,8 +14,10 @@ from frostline.state.selection import Selector, select
 from frostline.tasks.task_model import TaskModel
 
 
-def held_part(trunk: nn.Module, selectors: tuple[str, ...]) -> tuple[Selector, ...]:
-    """What of the trunk is held: what was asked for, or all of it. Asked before anything is written.
+def held_part(trunk: nn.Module, selectors: tuple[str, ...], strategy: str = "head") -> tuple[Selector, ...]:
+    """What of the trunk is held from the first step to the last. Asked before anything is written.
+
+    What was asked for; otherwise all of it where the head alone trains, and nothing where the trunk does.
 
     Raises:
         NothingSelected: a selector matches nothing, or nothing that could move.
@@ -24,6 +26,8 @@ def held_part(trunk: nn.Module, selectors: tuple[str, ...]) -> tuple[Selector, .
         >>> held_part(nn.Sequential(nn.Linear(1, 1)), ())
         ('*',)
     """
+    if not selectors and strategy != "head":
+        return ()
     selectors = selectors or ("*",)
     selection = select(trunk, *selectors)
     if not selection.parameters and not selection.buffers:
@@ -45,6 +49,7 @@ class Phase:
         trunk: what of the trunk is held meanwhile, besides the other heads; empty holds nothing of it.
         train: pairs of input and class.
         val: likewise.
+        strategy: what of the rest trains when, and at which rate.
     """
 
     task: str
@@ -53,6 +58,7 @@ class Phase:
     trunk: tuple[Selector, ...]
     train: Dataset[Any]
     val: Dataset[Any]
+    strategy: str = "full"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""``frostline groups``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from frostline.cli.console import OUTPUT, print_json
+
+SHORT = "Show the parameter groups that a model would train in."
+# The \b keeps click from joining the lines.
+EXAMPLES = """\b
+Examples:
+  frostline groups timm/vit_tiny_patch16_224 --layer-decay 0.75
+  frostline groups torchvision/resnet18 --head-lr 0.01 --weight-decay 0.05
+  frostline groups nets:build --freeze 'trunk*' --head classifier
+"""
+
+
+def groups(
+    model: Annotated[
+        str, typer.Argument(help="timm/NAME, torchvision/NAME or package.module:factory.", metavar="MODEL")
+    ],
+    lr: Annotated[float, typer.Option(help="The rate; with --layer-decay that of the head.")] = 1e-3,
+    head: Annotated[
+        str | None, typer.Option(help="The head: a glob on dotted paths. The classifier by default.", metavar="NAME")
+    ] = None,
+    head_lr: Annotated[float | None, typer.Option(help="The rate of the head, if it has its own.")] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Factor from one layer to the one before it, such as 0.75.")
+    ] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of what decays; norms and biases are spared.")] = 0.0,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Hold this part first: a glob on dotted paths; again for more.", metavar="SELECTOR"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Show the groups that a model's parameters would train in: depth, rate, decay, size, frozen or not.
+
+    Nothing is trained. Each parameter is in exactly one group; what is frozen has its place from the start.
+    """
+    from frostline.finetune.checkpointed_model import load_model
+    from frostline.freezing import freeze as freeze_part
+    from frostline.optim import param_groups
+
+    loaded = load_model(model, None, random_weights=True)
+    if freeze:
+        freeze_part(loaded.model, *freeze)
+    found = param_groups(
+        loaded.model, lr, head=head, head_lr=head_lr, layer_decay=layer_decay, weight_decay=weight_decay
+    )
+    if as_json:
+        print_json(found.to_json())
+    else:
+        OUTPUT.print(str(found), markup=False, highlight=False, soft_wrap=True)
