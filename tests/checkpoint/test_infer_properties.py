@@ -1,4 +1,4 @@
-"""Renamings that are inferred: random models under two names, whose true correspondence is known.
+"""No renaming may be inferred silently wrong: random models under two names, whose true correspondence is known.
 
 A model is a tree. Each part has a name on either side, or on one side alone; what belongs together is known because it
 is one part of the tree. Left out are names that would mislead a person too, who has no more than names, shapes and
@@ -267,7 +267,8 @@ def renumbered_models(draw: Draw) -> Example:
     stem, head = module_of("conv", 3, 4), module_of("linear", 4, 7)
     stem.names, head.names = ("stem", namer.one_of("stem", "conv_in")), ("fc", namer.one_of("fc", "classifier"))
     body = Part("part", parts=parts, names=namer.one_of(("", ""), ("body", "trunk"), ("", "layers")))
-    root = Part("part", parts=[stem, body, head])
+    wrappers = draw(st.sampled_from(WRAPPERS)), draw(st.sampled_from(WRAPPERS))
+    root = Part("part", parts=[stem, body, head], names=wrappers)
     return example_of(root, draw, reorder=False, ordered=draw(st.booleans()))
 
 
@@ -286,6 +287,16 @@ FIRM = settings(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
+
+
+@settings(FIRM, max_examples=600)
+@given(renamed_models())
+def test_no_match_that_is_not_tied_is_wrong(example: Example):
+    matches = infer(example.source, example.target, ordered=example.ordered)
+    assert len({match.source for match in matches}) == len({match.target for match in matches}) == len(matches)
+    for match in matches:
+        assert example.source[match.source].shapes.keys() <= example.target[match.target].shapes.keys()
+        assert match.tied or example.truth.get(match.source) == match.target, shown(example)
 
 
 @settings(FIRM, max_examples=300)

@@ -85,6 +85,8 @@ def coordinates_of(units: Mapping[str, Unit]) -> dict[str, Coordinates]:
     paths = {path: _atoms(path) for path in units}
     values: dict[object, set[int]] = {}
     slots: dict[str, list[tuple[int, object]]] = {}
+    # All letters at one place of a container, whatever they stand for there.
+    letters: dict[object, set[int]] = {}
     for path, atoms in paths.items():
         shape = tuple(word for word, _ in atoms)
         for index, (word, value) in enumerate(atoms):
@@ -92,6 +94,8 @@ def coordinates_of(units: Mapping[str, Unit]) -> dict[str, Coordinates]:
                 # What comes before names one container; behind it, numbers may be any.
                 key = (tuple(atoms[:index]), word, shape[index + 1 :], units[path].kind)
                 values.setdefault(key, set()).add(value)
+                if word == "@":
+                    letters.setdefault(tuple(atoms[:index]), set()).add(value)
                 slots.setdefault(path, []).append((index, key))
     found: dict[str, Coordinates] = {}
     for path, atoms in paths.items():
@@ -100,7 +104,8 @@ def coordinates_of(units: Mapping[str, Unit]) -> dict[str, Coordinates]:
         for index, key in slots.get(path, []):
             word, value = atoms[index]
             alike = sorted(values[key])
-            if word == "@" and alike != list(range(len(alike))):
+            spoken = letters[tuple(atoms[:index])] if word == "@" else set[int]()
+            if spoken != set(range(len(spoken))):
                 words.add(chr(ord("a") + value))  # not a, b, c: a letter that stands for a word
             elif len(alike) > 1:
                 ranks.append((alike.index(value), len(alike)))

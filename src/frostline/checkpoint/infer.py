@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from frostline.checkpoint.coordinates import coordinates_of, likeness
+from frostline.checkpoint.coordinates import Coordinates, coordinates_of, likeness
 from frostline.checkpoint.units import Unit
 
 # A file of an old torch has no counters.
 _OPTIONAL = frozenset({"count"})
 _NOTHING = (-1.0, 0)
+# What one of two says nothing about: less than any word in common, more than other words.
+_SILENT = 0.1
 _Signature = tuple[tuple[str, tuple[int, ...]], ...]
 _Ranks = tuple[tuple[int, int], ...]
 
@@ -66,7 +68,8 @@ class _Assignment:
 
     def __init__(self, source: Mapping[str, Unit], target: Mapping[str, Unit], ordered: bool) -> None:
         self.source, self.target, self.ordered = source, target, ordered
-        self.source_places, self.target_places = coordinates_of(source), coordinates_of(target)
+        here, there = coordinates_of(source), coordinates_of(target)
+        self.source_places, self.target_places = _without_prefix(here, there), _without_prefix(there, here)
         self.signatures = {("s", path): _signature(unit) for path, unit in source.items()}
         self.signatures |= {("t", path): _signature(unit) for path, unit in target.items()}
         self.sizes = Counter((side, signature) for (side, _), signature in self.signatures.items())
@@ -82,12 +85,15 @@ class _Assignment:
 
     def run(self) -> list[Match]:
         groups = self._groups()
-        progress = True
-        while progress:
-            progress = False
-            for sources, targets in groups:
-                progress |= self._decide(sources, targets)
+        # What words say first, and then what neighbours say: that is no more than a guess.
+        for by_words in (True, False):
+            progress = True
+            while progress:
+                progress = False
+                for sources, targets in groups:
+                    progress |= self._decide(sources, targets, by_words)
         self._decide_lone()
+        self._tie_beside_leftovers()
         self._tie_what_is_left(groups)
         self._tie_contradictions()
         return sorted(self.found.values(), key=lambda match: self.target[match.target].order)
@@ -101,13 +107,15 @@ class _Assignment:
                 groups.setdefault(key, ([], []))[side].append(path)
         return [group for group in groups.values() if group[0] and group[1]]
 
-    def _decide(self, sources: list[str], targets: list[str]) -> bool:
+    def _decide(self, sources: list[str], targets: list[str], by_words: bool) -> bool:
         """Match pairs that are each other's best by a clear margin; whether there were any."""
         free_sources = [path for path in sources if path not in self.found]
         free_targets = [path for path in targets if path not in self.taken]
         if not free_sources or not free_targets:
             return False
-        scores = {s: {t: self._score(s, t) for t in free_targets} for s in free_sources}
+        crowded = len(sources) > 1 and len(targets) > 1
+        common = self._common_words(sources, targets) if crowded else None
+        scores = {s: {t: self._score(s, t, by_words, common) for t in free_targets} for s in free_sources}
         best_of_target = {t: sorted((scores[s][t] for s in free_sources), reverse=True) for t in free_targets}
         chosen: list[tuple[str, str]] = []
         for s, row in scores.items():
@@ -119,25 +127,38 @@ class _Assignment:
                 if clear and sum(score):
                     chosen.append((s, t))
         for s, t in chosen:
-            self._match(s, t, self._evidence(s, t))
+            self._match(s, t, self._evidence(s, t), tied=not by_words)
         return bool(chosen)
 
-    def _score(self, s: str, t: str) -> tuple[float, int]:
-        """Likeness of words, then how many neighbours, or modules renamed by the same words, speak for a pair."""
-        mine, theirs = self.source_places[s], self.target_places[t]
-        return likeness(mine.words, theirs.words), self._support(s, t)
+    def _common_words(self, sources: list[str], targets: list[str]) -> frozenset[str]:
+        """The words that all of them have: they tell none from another."""
+        words = [self.source_places[path].words for path in sources]
+        words += [self.target_places[path].words for path in targets]
+        return frozenset.intersection(*words)
 
-    def _support(self, s: str, t: str) -> int:
-        support = sum(
+    def _score(self, s: str, t: str, by_words: bool, common: frozenset[str] | None) -> tuple[float, int]:
+        """Likeness of words, then how many neighbours, or modules renamed by the same words, speak for a pair.
+
+        Where several stand on both sides (``common`` are the words of all), what two of them do not say makes them no
+        pair.
+        """
+        mine, theirs = self.source_places[s].words, self.target_places[t].words
+        if common is None:
+            return likeness(mine, theirs), self._support(s, t, by_words) + self._is_substitution(mine, theirs)
+        mine, theirs = mine - common, theirs - common
+        return (likeness(mine, theirs) if mine and theirs else _SILENT), self._support(s, t, by_words)
+
+    def _support(self, s: str, t: str, by_words: bool) -> int:
+        return sum(
             s_next in self.found and self.found[s_next].target == t_next
             for s_next, t_next in zip(self.next_to_source[s], self.next_to_target[t], strict=True)
-            if s_next is not None and t_next is not None and self.ordered
+            if s_next is not None and t_next is not None and self.ordered and not by_words
         )
-        mine, theirs = self.source_places[s].words, self.target_places[t].words
-        return support + (self._is_substitution(mine, theirs) if mine and theirs and not mine & theirs else 0)
 
     def _is_substitution(self, mine: frozenset[str], theirs: frozenset[str]) -> bool:
         """Whether the modules with these words stand at the very places of those with the others, and are several."""
+        if not mine or not theirs or mine & theirs:
+            return False
         ours = self.by_words["s"][mine]
         return sum(ours.values()) > 1 and ours == self.by_words["t"][theirs]
 
@@ -151,7 +172,7 @@ class _Assignment:
         for path in self.source:
             t = lone.get(self.signatures["s", path])
             if t is not None and path not in self.found and t not in self.taken:
-                score = self._score(path, t)
+                score = self._score(path, t, by_words=False, common=None)
                 self._match(path, t, "the only ones of these shapes", tied=not score[0] + score[1])
 
     def _tie_what_is_left(self, groups: Iterable[tuple[list[str], list[str]]]) -> None:
@@ -186,6 +207,33 @@ class _Assignment:
                     self.found[match.source] = Match(match.source, match.target, True, why)
                 largest = max(largest, order)
 
+    def _tie_beside_leftovers(self) -> None:
+        """Pairs of shapes that are left over on both sides, or for which a better partner is left over, are a guess."""
+        sure = [match for match in self.found.values() if not match.tied]
+        left_sources: dict[_Signature, list[str]] = defaultdict(list)
+        left_targets: dict[_Signature, list[str]] = defaultdict(list)
+        for path in self.source.keys() - {match.source for match in sure}:
+            left_sources[self.signatures["s", path]].append(path)
+        for path in self.target.keys() - {match.target for match in sure}:
+            left_targets[self.signatures["t", path]].append(path)
+        for match in sure:
+            signature = self.signatures["s", match.source]
+            sources, targets = left_sources[signature], left_targets[signature]
+            score = self._likeness(match.source, match.target)
+            why = ""
+            if sources and targets:
+                why = "modules of these shapes are left over on both sides"
+            elif score < 1 and (
+                any(self._likeness(path, match.target) >= score for path in sources)
+                or any(self._likeness(match.source, path) >= score for path in targets)
+            ):
+                why = "words speak as much for another one at another place"
+            if why:
+                self.found[match.source] = Match(match.source, match.target, True, why)
+
+    def _likeness(self, s: str, t: str) -> float:
+        return likeness(self.source_places[s].words, self.target_places[t].words)
+
     def _source_key(self, path: str) -> tuple[int, ...]:
         """The order of registration; without one, that of the numbers in names."""
         ranks = tuple(rank for rank, _ in self.source_places[path].ranks)
@@ -208,6 +256,13 @@ class _Assignment:
 
 def _signature(unit: Unit) -> _Signature:
     return tuple(sorted((role, shape) for role, shape in unit.shapes.items() if role not in _OPTIONAL))
+
+
+def _without_prefix(places: Mapping[str, Coordinates], others: Mapping[str, Coordinates]) -> dict[str, Coordinates]:
+    """Without the words that all modules of one side have and none of the other: a prefix tells none from another."""
+    known = frozenset(word for place in others.values() for word in place.words)
+    prefix = frozenset.intersection(*(place.words for place in places.values())) - known if places else known
+    return {path: replace(place, words=place.words - prefix) for path, place in places.items()}
 
 
 def _neighbours(units: Mapping[str, Unit]) -> dict[str, tuple[str | None, str | None]]:

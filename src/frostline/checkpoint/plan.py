@@ -261,7 +261,7 @@ class LoadPlan:
     def _diff(self) -> list[str]:
         """What is in the way: ``-`` the model lacks a value, ``+`` the checkpoint has one too many, ``!`` the rest."""
         lines: list[str] = []
-        if not self.loaded:
+        if not self.loaded and not any(row.verdict == "ambiguous" for row in self.problems):
             lines.append("  0 % of the model's tensors would come from the checkpoint: one of another kind of model?")
         for verdict in IN_THE_WAY:
             rows = [row for row in self.problems if row.verdict == verdict]
@@ -275,7 +275,10 @@ class LoadPlan:
         suggested = self._take()
         if suggested:
             return suggested
-        if any(row.verdict == "ambiguous" for row in problems):
+        rivals = list(dict.fromkeys(p for row in problems if row.confidence == "tied" for p in _prefixes_in(row.why)))
+        if rivals:
+            said.append(" or ".join(f"take={prefix.rstrip('.')!r}" for prefix in rivals))
+        elif any(row.verdict == "ambiguous" for row in problems):
             said.append("rename= for what is ambiguous, or accept_ambiguous=True for the assignment shown")
         if any(row.verdict == "held" for row in problems):
             said.append("hold.thaw() first")
@@ -301,7 +304,7 @@ class LoadPlan:
 
     def _take(self) -> str:
         """The prefix that explains all that is in the way, if one does."""
-        prefixes = {row.why.split("'")[1] for row in self.rows if row.confidence == "prefix" and "'" in row.why}
+        prefixes = {prefix for row in self.rows if row.confidence == "prefix" for prefix in _prefixes_in(row.why)}
         only = [row for row in self.problems if row.verdict != "unexpected"]
         if len(prefixes) != 1 or only or not self.problems:
             return ""
@@ -319,6 +322,11 @@ _HEADINGS: Mapping[str, str] = {
     "conflict(tied)": "one tensor in the model, several values in the checkpoint",
     "held": "held frozen",
 }
+
+
+def _prefixes_in(why: str) -> list[str]:
+    """The beginnings of names in the checkpoint that an assignment rests on, or could."""
+    return why.split("'")[1::2] if "in front of names in the checkpoint" in why else []
 
 
 def short(dtype: torch.dtype) -> str:

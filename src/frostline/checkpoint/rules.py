@@ -170,7 +170,10 @@ def _read(given: Any) -> Rename:
         left, arrow, right = given.partition("->")
         if not arrow:
             raise CheckpointError(f'rename {given!r} has no arrow\n  fix: "old -> new"')
-        return Rename(left.strip(), (right.strip(),))
+        # As a rule prints itself: two quotes are an empty side.
+        sides = [side.strip() for side in (left, right)]
+        left, right = ("" if side in {'""', "''"} else side for side in sides)
+        return Rename(left, (right,))
     left, right = given
     rights: tuple[str, ...] = (right,) if isinstance(right, str) else tuple(right)
     return Rename(_with_flags(left), rights, True) if isinstance(left, re.Pattern) else Rename(left, rights)
