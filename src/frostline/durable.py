@@ -9,10 +9,11 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
-from frostline.errors import StorageFull
+from frostline.errors import CannotWrite, FrostlineError, StorageFull
 
 FULL = {
     errno.ENOSPC: "no space left on the device",
@@ -102,6 +103,32 @@ def sync_folder(folder: Path) -> None:
 def is_partial(path: Path) -> bool:
     """Tell whether a file is the temporary file of a :func:`replace_file` that was killed."""
     return path.name.startswith(".") and path.name.endswith(PARTIAL)
+
+
+@contextmanager
+def told(path: Path, size: int, advice: str) -> Generator[None, None, None]:
+    """A block that writes a file; errors of the system leave it as errors of ours.
+
+    Args:
+        path: what is being written.
+        size: how many bytes it has.
+        advice: lines with what is kept, and the fix, for a disk that is full.
+
+    Raises:
+        StorageFull: there is no space left.
+        CannotWrite: it cannot be written for another reason.
+    """
+    try:
+        yield
+    except FrostlineError:
+        raise
+    except OSError as error:
+        full = storage_full(error, path, size, advice)
+        if full is not None:
+            raise full from error
+        raise CannotWrite(
+            f"{path} cannot be written: {error.strerror or error}\n  fix: a folder that exists and can be written to"
+        ) from error
 
 
 def storage_full(error: OSError, path: Path, size: int, advice: str) -> StorageFull | None:

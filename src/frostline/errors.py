@@ -26,6 +26,7 @@
     │   ├── CorruptCheckpoint             it cannot be read
     │   └── UnsafeCheckpoint              it wants to run code
     ├── TrainingDiverged (ArithmeticError)  the loss is not a number
+    ├── CannotWrite (OSError)             a file cannot be written
     └── StorageFull (OSError)             the disk has no space left
     FrostlineWarning (UserWarning)
     ├── TiedAcrossBoundary                a held tensor is also used outside what is held
@@ -169,6 +170,10 @@ class TrainingDiverged(FrostlineError, ArithmeticError):
     """The loss became NaN or infinite; training was stopped."""
 
     exit_code = 3
+
+
+class CannotWrite(FrostlineError, OSError):
+    """A file cannot be written where it was asked for."""
 
 
 class StorageFull(FrostlineError, OSError):

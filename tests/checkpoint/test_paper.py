@@ -18,7 +18,7 @@ from torch import nn
 from frostline import durable
 from frostline.checkpoint import open_checkpoint, plan_load, save_plan
 from frostline.checkpoint.paper import check_same_files, plan_told, read_plan
-from frostline.errors import CheckpointError
+from frostline.errors import CheckpointError, StorageFull
 
 Small = tuple[nn.Module, Path, dict[str, Any]]
 
@@ -91,7 +91,7 @@ def test_a_failure_leaves_the_old_file(small: Small, tmp_path: Path, monkeypatch
         raise OSError(28, "full")
 
     monkeypatch.setattr(durable.os, "fsync", full)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(StorageFull, match="no space left on the device"):
         save_plan(plan, tmp_path / "plan")
     assert (tmp_path / "plan").read_text() == "old"
     assert not [file for file in tmp_path.iterdir() if durable.is_partial(file)]

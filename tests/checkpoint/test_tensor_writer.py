@@ -24,7 +24,7 @@ from frostline import durable
 from frostline.checkpoint import tensor_writer
 from frostline.checkpoint.stored import InMemory, StoredTensor, as_bytes, in_memory
 from frostline.checkpoint.tensor_writer import DIGEST, RESERVED, combined_digest, write_tensors
-from frostline.errors import CheckpointError, CorruptCheckpoint, StorageFull
+from frostline.errors import CannotWrite, CheckpointError, CorruptCheckpoint, StorageFull
 from frostline.finetune.tensor_file import read_tensor_file
 from frostline.state.digest import digest, digest_all
 
@@ -281,8 +281,8 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_another_error_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_another_error_of_the_disk_is_told_too(tmp_path: Path) -> None:
+    with pytest.raises(CannotWrite, match="cannot be written: No such file or directory"):
         write_tensors(tmp_path / "none" / "a", {}, {})
 
 

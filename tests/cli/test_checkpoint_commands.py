@@ -197,3 +197,12 @@ def test_names_with_control_characters_are_written_out(command: Any, net: nn.Mod
         assert "\x1b" not in done.out + done.err
         assert "\x07" not in done.out + done.err
         assert "\\x1b]0;owned\\x07" in done.out
+
+
+def test_what_cannot_be_written_is_said(command: Any, net: nn.Module, factory: str):
+    refused(
+        command("plan", "a.pth", "--model", f"{factory}:Net", "-o", "nowhere/p.json"), 2, "nowhere/p.json cannot be"
+    )
+    command("plan", "a.pth", "--model", f"{factory}:Net", "-o", "plan.json")
+    done = command("convert", "a.pth", "plan.json", "nowhere/b.safetensors")
+    refused(done, 2, "nowhere/b.safetensors cannot be written: No such file or directory")

@@ -14,7 +14,7 @@ from torch import nn
 
 from frostline.checkpoint import open_checkpoint
 from frostline.compat import import_torchvision
-from frostline.errors import CheckpointError, ModelError, StorageFull
+from frostline.errors import CannotWrite, CheckpointError, ModelError, StorageFull
 from frostline.finetune import checkpointed_model as room
 from frostline.finetune.checkpointed_model import count_outputs, load_model, save_model
 
@@ -139,5 +139,5 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         save_model(nn.Linear(1, 1), target, {})
     assert target.read_bytes() == b"old"
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(CannotWrite, match="cannot be written"):
         save_model(nn.Linear(1, 1), tmp_path / "nowhere" / "a.safetensors", {})

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from frostline.errors import CorruptCheckpoint, RunFolderError, StorageFull
 from frostline import durable
+from frostline.errors import CorruptCheckpoint, RunFolderError, StorageFull
 from frostline.finetune.run_folder import RunFolder
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from frostline.checkpoint.opened import Checkpoint
 from frostline.checkpoint.operations import Operation
 from frostline.checkpoint.plan import LOADED, ON_PURPOSE, SCHEMA_VERSION, LoadPlan, Row
-from frostline.durable import replace_file
+from frostline.durable import replace_file, told
 from frostline.errors import CheckpointError, name_some, printable
 
 
@@ -46,7 +46,9 @@ class PlanOnPaper:
 def save_plan(plan: LoadPlan, path: str | os.PathLike[str]) -> None:
     """Write a plan as JSON, with the hashes of the files that it is for; whole or not at all."""
     content = {**plan.to_json(), "sha256": {file.name: _sha256(file) for file in plan.source.files}}
-    replace_file(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+    text = json.dumps(content, indent=1) + "\n"
+    with told(Path(path), len(text), "  fix: free some space, or another file"):
+        replace_file(Path(path), text.encode())
 
 
 def read_plan(path: str | os.PathLike[str]) -> PlanOnPaper:

@@ -14,7 +14,7 @@ from pathlib import Path
 import xxhash
 
 from frostline.checkpoint.stored import StoredTensor
-from frostline.durable import replace_file, storage_full
+from frostline.durable import replace_file, told
 from frostline.errors import CheckpointError, CorruptCheckpoint, name_some
 
 # Safetensors have no checksum of their own; this entry of their metadata is ours.
@@ -70,7 +70,7 @@ def write_tensors(
         CheckpointError: the format has no such dtype or name. Nothing was written.
         CorruptCheckpoint: what ``entries`` are read from is damaged, or has changed meanwhile. Nothing was written.
         StorageFull: there is no space left.
-        OSError: it cannot be written for another reason.
+        CannotWrite: it cannot be written for another reason.
 
     Example:
         >>> import tempfile, torch
@@ -92,14 +92,9 @@ def write_tensors(
         pass
     combined = combined_digest(digests)
     header = _header(path, ordered, {**metadata, DIGEST: combined})
-    try:
+    size = len(header) + sum(entry.nbytes for entry in ordered.values())
+    with told(path, size, "  kept: what was there before\n  fix: free some space, or another path"):
         replace_file(path, _content(path, header, ordered, digests))
-    except OSError as error:
-        size = len(header) + sum(entry.nbytes for entry in ordered.values())
-        full = storage_full(error, path, size, "  kept: what was there before\n  fix: free some space, or another path")
-        if full is None:
-            raise
-        raise full from error
     return combined
 
 

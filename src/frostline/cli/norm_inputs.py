@@ -265,16 +265,11 @@ def check_page(file: Path | None) -> None:
 
 def write_page(file: Path, text: str) -> None:
     """Write a report, whole or not at all."""
-    from frostline.durable import replace_file, storage_full
+    from frostline.durable import replace_file, told
 
     content = text.encode()
-    try:
+    with told(file, len(content), "  fix: free some space, or leave out --html"):
         replace_file(file, content)
-    except OSError as error:
-        full = storage_full(error, file, len(content), "  fix: free some space, or leave out --html")
-        if full is not None:
-            raise full from error
-        raise FrostlineError(f"--html {file} cannot be written: {error.strerror}\n  fix: another folder") from error
 
 
 def columns(facts: Sequence[tuple[str, str]]) -> list[str]:

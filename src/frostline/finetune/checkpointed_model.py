@@ -17,8 +17,8 @@ from frostline.checkpoint.load_report import LoadReport
 from frostline.checkpoint.opened import open_checkpoint
 from frostline.checkpoint.plan_load import plan_load
 from frostline.checkpoint.stored import StoredTensor
-from frostline.durable import replace_file, storage_full
-from frostline.errors import CheckpointError, ModelError, name_some
+from frostline.durable import replace_file, told
+from frostline.errors import ModelError, name_some
 from frostline.finetune.classifier import BuiltModel, first_line
 from frostline.finetune.factory import call_factory
 from frostline.finetune.models import IMAGENET_MEAN, IMAGENET_SIZE, IMAGENET_STD, build_model
@@ -168,20 +168,14 @@ def save_model(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> Non
 
     Raises:
         StorageFull: there is no space left; what was there before is still there.
+        CannotWrite: it cannot be written for another reason.
     """
     content = serialize(
         {name: entry.value for name, entry in inventory(model).items() if entry.is_tensor and entry.persistent},
         {"format": "pt", **metadata},
     )
-    try:
+    with told(path, len(content), "  fix: free some space, or another --out"):
         replace_file(path, content)
-    except OSError as error:
-        full = storage_full(error, path, len(content), "  fix: free some space, or another --out")
-        if full is None:
-            raise CheckpointError(
-                f"{path} cannot be written: {error.strerror or error}\n  fix: a folder that can be written to"
-            ) from error
-        raise full from error
 
 
 def _is_factory(name: str) -> bool:

@@ -13,8 +13,9 @@ from torch import nn
 
 from frostline.state import names
 from frostline.state.roles import is_norm
+from frostline.state.selection import strict_ancestors
 
-# Modules that only hold others. A subclass of Sequential is a block of its own: it was given a name for that.
+# Modules that only hold others.
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
@@ -24,7 +25,7 @@ class Block:
 
     Attributes:
         path: of the module; a parameter of the root stands under its own name.
-        repeated: whether it is one of several of its kind in a row.
+        repeated: whether it is of a kind that stands in rows.
         is_norm: whether it is nothing but a normalization layer.
     """
 
@@ -51,7 +52,11 @@ def block_of(model: nn.Module) -> dict[str, Block]:
         ['0', '0', '1.0.0', '1.0.0']
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    open_modules = {path for path, module in modules.items() if _holds_others(module) or _has_row_below(module)}
+    row_types = {path: _row_type(module) for path, module in modules.items() if _holds_others(module)}
+    # What also stands by itself is a layer, and its rows are parts of blocks: convolutions with norm in an Inception.
+    kinds = set(filter(None, row_types.values()))
+    kinds -= {type(module) for path, module in modules.items() if path and names.parent(path) not in row_types}
+    open_modules = {*row_types, *strict_ancestors(path for path, kind in row_types.items() if kind in kinds)}
     found: dict[str, Block] = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         parts = name.split(".")
@@ -59,7 +64,8 @@ def block_of(model: nn.Module) -> dict[str, Block]:
         module = modules.get(path)
         found[name] = Block(
             path,
-            repeated=module is not None and _is_repeated(path, modules),
+            # A stage may be a row of one.
+            repeated=type(module) in kinds and names.parent(path) in row_types,
             is_norm=module is not None and is_norm(module),
         )
     return found
@@ -108,11 +114,10 @@ def depths_of(blocks: Mapping[str, Block], order: Iterable[str] | None = None) -
 
 
 def _holds_others(module: nn.Module) -> bool:
-    return type(module) is nn.Sequential or isinstance(module, _LISTS)
-
-
-def _has_row_below(module: nn.Module) -> bool:
-    return any(_holds_others(each) and _row_type(each) is not None for each in module.modules())
+    if isinstance(module, nn.Sequential) and type(module) is not nn.Sequential:
+        # It was given a name, mostly because it is a block of its own; a stage is a mere chain of blocks.
+        return type(module).forward is nn.Sequential.forward and _row_type(module) is not None
+    return isinstance(module, (nn.Sequential, *_LISTS))
 
 
 def _row_type(container: nn.Module) -> type[nn.Module] | None:
@@ -127,8 +132,3 @@ def _row_type(container: nn.Module) -> type[nn.Module] | None:
     )
     common = types.most_common(1)
     return common[0][0] if common and common[0][1] > 1 else None
-
-
-def _is_repeated(path: str, modules: Mapping[str, nn.Module]) -> bool:
-    above = modules[names.parent(path)]
-    return _holds_others(above) and type(modules[path]) is _row_type(above)

@@ -58,9 +58,9 @@ def depth_of(
     Args:
         model: any module; wrappers are looked through.
         by: ``"model"`` asks the model (timm's ``group_matcher``); ``"blocks"`` reads how modules are nested, in the
-            order of registration; ``"run"`` likewise, in the order in which they run on ``example``; ``"auto"`` takes
-            the first of these that there is. Or selectors of the layers from the input to the output; or a mapping
-            from patterns, or a function from paths, to numbers.
+            order of registration; ``"run"`` likewise, in the order in which they run on ``example``; ``"auto"`` runs
+            on the example if there is one, else asks the model, else reads the nesting. Or selectors of the layers from
+            the input to the output; or a mapping from patterns, or a function from paths, to numbers.
         head: selectors of the head; by default the model's classifier, by its own word or its usual names.
         example: inputs for one run in eval mode: a tensor, a tuple of arguments or a mapping of keyword arguments.
 
@@ -96,29 +96,36 @@ def depth_of(
 def find_head(model: nn.Module) -> str | None:
     """The path of a model's classifier, as it says itself or by a usual name; nothing if there is none.
 
+    Where the model says several, as distilled ones do, this is the first; all of them are the head.
+
     Example:
         >>> find_head(nn.ModuleDict({"trunk": nn.Linear(2, 2), "fc": nn.Linear(2, 1)}))
         'fc'
     """
-    root = names.unwrap(model)
+    return next(iter(_classifiers(names.unwrap(model))), None)
+
+
+def _classifiers(root: nn.Module) -> list[str]:
     # timm's models tell by their configuration, which may name several (distilled ones have two).
     told: Any = getattr(root, "pretrained_cfg", None) or getattr(root, "default_cfg", None) or {}
     told = told.get("classifier") if isinstance(told, Mapping) else getattr(told, "classifier", None)
-    for name in [told] if isinstance(told, str) else [*(told or ()), *_HEADS]:
-        module = dict(root.named_modules()).get(str(name))
-        if module is not None and next(module.parameters(), None) is not None:
-            return str(name)
-    return None
+    modules = dict(root.named_modules())
+    with_parameters = [
+        name
+        for name in ([told] if isinstance(told, str) else told or _HEADS)
+        if name in modules and next(modules[name].parameters(), None) is not None
+    ]
+    return with_parameters if told else with_parameters[:1]
 
 
 def _head(root: nn.Module, head: Selector | Sequence[Selector] | None) -> set[str]:
     if head is None:
-        found = find_head(root)
-        return (
-            set()
-            if found is None
-            else {n for n, _ in root.named_parameters(remove_duplicate=False) if names.is_under(n, found)}
-        )
+        found = _classifiers(root)
+        return {
+            name
+            for name, _ in root.named_parameters(remove_duplicate=False)
+            if any(names.is_under(name, path) for path in found)
+        }
     several = tuple(head) if isinstance(head, (list, tuple)) else (cast("Selector", head),)
     return set(select(root, *several).parameters)
 
@@ -138,7 +145,7 @@ def _told(root: nn.Module, by: By, example: Any) -> tuple[Mapping[str, int], str
                 )
         if by == "run" and example is None:
             raise SelectionError("depth by 'run': on which inputs?\n  fix: example=a batch")
-        if example is not None:
+        if by in {"auto", "run"} and example is not None:
             return depths_of(block_of(root), _run_order(root, example)), "the order of a run"
         return depths_of(block_of(root)), "the nesting of modules, in the order of registration"
     parameters = [name for name, _ in root.named_parameters(remove_duplicate=False)]

@@ -11,8 +11,8 @@ from torch import nn
 from frostline.errors import ModelError, name_some, printable
 from frostline.optim.depth import By, Depths, depth_of
 from frostline.state import names
-from frostline.state.inventory import Inventory, inventory
-from frostline.state.selection import Selector, select
+from frostline.state.roles import role_of
+from frostline.state.selection import Selector, select, strict_ancestors
 from frostline.tables import html_table, text_table
 
 SCHEMA_VERSION = 1
@@ -135,18 +135,18 @@ def param_groups(
             f"param_groups(head_lr={head_lr}): {type(root).__name__} does not say which part is its head\n"
             "  fix: head= with its path"
         )
-    entries = inventory(root)
-    spared = _spared(root, entries, no_decay)
+    deepest = depths.deepest
+    spared = _spared(root, no_decay)
     groups: dict[tuple[object, bool], dict[str, Any]] = {}
     for name, parameter in root.named_parameters():  # each tensor once, under its first name
         if frozen == "out" and not parameter.requires_grad:
             continue
         depth, in_head = depths.of[name], name in depths.head
-        rate = lr if layer_decay is None else lr * layer_decay ** (depths.deepest - depth)
+        rate = lr if layer_decay is None else lr * layer_decay ** (deepest - depth)
         rate = head_lr if in_head and head_lr is not None else rate
         # Without rates by layer, the layers of the trunk are one group.
         place: object = "head" if in_head else depth if layer_decay else "trunk"
-        decays = name not in spared and weight_decay > 0
+        decays = id(parameter) not in spared and weight_decay > 0
         key = (place, decays)
         if key not in groups:
             title = f"layer {place}" if isinstance(place, int) else "all" if not depths.head else str(place)
@@ -172,20 +172,26 @@ def param_groups(
     return result
 
 
-def _spared(root: nn.Module, entries: Inventory, no_decay: Selector | Sequence[Selector] | None) -> set[str]:
-    """The paths of what does not decay."""
+def _spared(root: nn.Module, no_decay: Selector | Sequence[Selector] | None) -> set[int]:
+    """What does not decay, by identity: a tied tensor is spared under any of its names."""
     if no_decay is not None:
         several = tuple(no_decay) if isinstance(no_decay, (list, tuple)) else (cast("Selector", no_decay),)
-        return set(select(root, *several).parameters) if several else set()
+        return set(map(id, select(root, *several).parameters.values())) if several else set()
     ask: Any = getattr(root, "no_weight_decay", None)
-    named: set[str] = set(cast("Callable[[], Any]", ask)() or ()) if callable(ask) else set()
+    told: set[str] = set(cast("Callable[[], Any]", ask)() or ()) if callable(ask) else set()
+    patterns = [one for one in told if set(one) & set("*?[")]
     return {
-        path
-        for path, entry in entries.of("parameter").items()
-        if entry.role in _PLAIN_ROLES
-        or (not nn.parameter.is_lazy(entry.value) and entry.value.ndim <= 1)
-        # As timm reads it: a whole name or a pattern for it.
-        or any(names.matches(path, pattern) or path.startswith(pattern) for pattern in named)
+        id(parameter)
+        for path, module in root.named_modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        and (
+            role_of(module, name, kind="parameter") in _PLAIN_ROLES
+            or (not nn.parameter.is_lazy(parameter) and parameter.ndim <= 1)
+            # As timm reads it: a whole name or a pattern for it; or a part.
+            or (told and told & {names.join(path, name), path, *strict_ancestors([path])})
+            or any(names.matches(names.join(path, name), pattern) for pattern in patterns)
+        )
     }
 
 

@@ -62,13 +62,16 @@ def depths_by_matcher(model: nn.Module) -> dict[str, int] | None:
 
 
 def _rows_collide(model: nn.Module, depths: dict[str, int]) -> bool:
-    """Whether blocks of two rows have one depth. Blocks of attention, that is: patch embeddings count with a block."""
-    rows: dict[int, str] = {}
-    return any(
-        rows.setdefault(depths[name], names.parent(block.path)) != names.parent(block.path)
-        for name, block in block_of(model).items()
-        if block.repeated and _has_parts_with_parts(model.get_submodule(block.path))
-    )
+    """Whether two rows that go through several depths share one. A row within one depth is a branch of a block.
+
+    Blocks of attention, that is: patch embeddings count with a block.
+    """
+    rows: dict[str, set[int]] = {}
+    for name, block in block_of(model).items():
+        if block.repeated and _has_parts_with_parts(model.get_submodule(block.path)):
+            rows.setdefault(names.parent(block.path), set()).add(depths[name])
+    long = [depths_of_row for depths_of_row in rows.values() if len(depths_of_row) > 1]
+    return len(set().union(*long)) < sum(map(len, long))
 
 
 def _has_parts_with_parts(module: nn.Module) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.errors import ModelError
-from frostline.optim.depth import By, depth_of
+from frostline.optim.depth import By, Depths, depth_of
 from frostline.state import names
 from frostline.state.selection import Selector, exactly
 
@@ -56,6 +57,8 @@ class Plateau:
 
     def __post_init__(self) -> None:
         _check_positive("Plateau", self.patience)
+        if not 0 <= self.min_delta < math.inf:
+            raise ModelError(f"Plateau(min_delta={self.min_delta}): expected zero or more\n  fix: min_delta=0.0")
         if self.mode not in {"max", "min"}:
             raise ModelError(f"Plateau(mode={self.mode!r}): expected 'max' or 'min'\n  fix: mode='max' for an accuracy")
 
@@ -81,9 +84,11 @@ class Stage:
     warmup: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parts, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance] - "layer4" has parts too: letters
+            raise ModelError(f"Stage(parts={self.parts!r}): expected a tuple of selectors\n  fix: ({self.parts!r},)")
         if not self.parts:
             raise ModelError("Stage: no part was named\n  fix: parts=('layer4',), for example")
-        if self.warmup < 0:
+        if not self.warmup >= 0:
             raise ModelError(f"Stage(warmup={self.warmup}): expected zero or more steps\n  fix: warmup=0")
 
 
@@ -130,6 +135,10 @@ def gradual(
 ) -> Unfreeze:
     """A schedule that unfreezes a model from the head down, some layers at a time. The model is only read.
 
+    Each parameter that is not the head's is in one stage. A tensor that the head shares trains with the head; one that
+    several layers share comes with the last of them. Layers without parameters that keep tensors (a batch norm without
+    weight and bias) come with what was registered before them.
+
     Args:
         model: any module.
         every: how long to wait for the next layers: so many epochs or steps each, or a plateau.
@@ -158,10 +167,10 @@ def gradual(
     depths = depth_of(model, by=by, head=head, example=example)
     if not depths.head:
         raise ModelError("gradual: the model does not say which part is its head\n  fix: head= with its path")
+    trunk, rest = _trunk_of(model, depths)
     by_depth: dict[int, list[str]] = {}
-    for name, depth in depths.of.items():
-        if name not in depths.head:
-            by_depth.setdefault(depth, []).append(name)
+    for name, depth in trunk.items():
+        by_depth.setdefault(depth, []).append(name)
     order = sorted(by_depth, reverse=True)
     stages: list[Stage] = []
     for number, start in enumerate(range(0, len(order), layers)):
@@ -172,7 +181,7 @@ def gradual(
             at = type(every)(begin + number * every.number)
         if number == 0 and first is not None:
             at = first
-        stages.append(Stage(_tops(model, members, set(depths.of) - set(members)), at, warmup))
+        stages.append(Stage(_tops(model, members, rest | (trunk.keys() - set(members))), at, warmup))
     return Unfreeze(tuple(stages))
 
 
@@ -207,12 +216,39 @@ def probe_then_tune(
     depths = depth_of(model, by="blocks", head=head)
     if not depths.head:
         raise ModelError("probe_then_tune: the model does not say which part is its head\n  fix: head= with its path")
-    trunk = [name for name in depths.of if name not in depths.head]
-    return Unfreeze((Stage(_tops(model, trunk, set(depths.head)), at, warmup),))
+    trunk, rest = _trunk_of(model, depths)
+    return Unfreeze((Stage(_tops(model, list(trunk), rest), at, warmup),))
+
+
+def _trunk_of(model: nn.Module, depths: Depths) -> tuple[dict[str, int], set[str]]:
+    """Paths of tensors that are not the head's, with their depths, and those of the rest.
+
+    They are the parameters, and the buffers of modules without any, which no parameter would bring along.
+    """
+    depth_at: dict[str, int | None] = {}
+    tensors: dict[str, Tensor] = {}
+    last: int | None = min((depth for name, depth in depths.of.items() if name not in depths.head), default=None)
+    for path, module in names.unwrap(model).named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(prefix=path, recurse=False, remove_duplicate=False):
+            depth_at[name] = last = None if name in depths.head else depths.of[name]
+            tensors[name] = parameter
+        if next(module.parameters(), None) is None:
+            for name, buffer in module.named_buffers(prefix=path, recurse=False, remove_duplicate=False):
+                depth_at[name], tensors[name] = last, buffer
+    # One tensor comes at one time, whatever its names.
+    shared: dict[int, set[int | None]] = {}
+    for name, depth in depth_at.items():
+        shared.setdefault(id(tensors[name]), set()).add(depth)
+    trunk: dict[str, int] = {}
+    for name in depth_at:
+        found = shared[id(tensors[name])]
+        if None not in found:
+            trunk[name] = min(depth for depth in found if depth is not None)
+    return trunk, set(depth_at) - set(trunk)
 
 
 def _tops(model: nn.Module, members: Sequence[str], others: set[str]) -> tuple[Selector, ...]:
-    """The fewest modules that hold these parameters and none of the others, and what is left of them one by one."""
+    """The fewest modules that hold these tensors and none of the others, and what is left of them one by one."""
     root = names.unwrap(model)
     modules = dict(root.named_modules(remove_duplicate=False))
     foreign = {".".join(name.split(".")[:n]) for name in others for n in range(1, name.count(".") + 1)}
@@ -225,7 +261,7 @@ def _tops(model: nn.Module, members: Sequence[str], others: set[str]) -> tuple[S
 
 
 def _check_positive(name: str, number: int) -> None:
-    if number < 1:
+    if not number >= 1:
         raise ModelError(f"{name}: {number} is too small\n  fix: 1 or more")
 
 

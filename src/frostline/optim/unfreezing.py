@@ -2,27 +2,27 @@
 
 What is held stays registered in the optimizer, so that no group is ever added: schedulers, momentum and the state of
 everything else do not notice. The rate of a group that warms up is scaled for the length of a step and put back behind
-it, so that a scheduler that computes from the rate it finds goes on right.
+it, so that a scheduler that computes from the rate it finds goes on right. Where a step raises, torch calls no hook
+behind it: the rate is put back when it is next looked for, by a step or by the optimizer's ``state_dict``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frostline.errors import ModelError, SelectionError, name_some
+from frostline.errors import ModelError, name_some
 from frostline.freezing.hold import Hold
-from frostline.freezing.step_guard import as_optimizers
 from frostline.freezing.verbs import freeze
-from frostline.optim.groups import title_of
+from frostline.optim.schedule_fit import check_apart, check_same, groups_of, names_in, refuse_wrapped, the_one
 from frostline.optim.unfreeze import Epoch, Plateau, Stage, Step, Unfreeze
 from frostline.state import names
-from frostline.state.selection import Selection, select
+from frostline.state.selection import exactly, select
 
 SCHEMA_VERSION = 1
 
@@ -60,16 +60,18 @@ class Unfreezing:
     Args:
         schedule: what comes when.
         model: the model; what the schedule names is held from now on.
-        optimizer: what trains it, or a wrapper of it. It has to hold every parameter that will be unfrozen.
+        optimizer: what trains it, or a wrapper of it. It has to hold every parameter that will be unfrozen. It may not
+            be LBFGS, which moves all of its parameters as one vector and remembers where they went.
 
     Attributes:
         hold: the hold on what has not come yet.
 
     Raises:
         NothingSelected: the schedule names what does not exist.
-        SelectionError: two stages name the same part.
-        ModelError: the optimizer lacks a parameter of a stage; a part that warms up shares a group with others; or the
-            model is wrapped for training on several devices, which do not exchange gradients of what is unfrozen later.
+        SelectionError: two stages name the same part, or the same tensor under two names.
+        ModelError: the optimizer lacks a parameter of a stage, calls no hooks, or has another schedule for the same
+            part; a part that warms up shares a group with others; or the model is wrapped for training on several
+            devices, which do not exchange gradients of what is unfrozen later.
 
     Example:
         >>> import torch
@@ -81,28 +83,34 @@ class Unfreezing:
     """
 
     def __init__(self, schedule: Unfreeze, model: nn.Module, optimizer: Optimizer) -> None:
-        _refuse_wrapped(model)
+        refuse_wrapped(model)
         self.schedule = schedule
         self._model = names.unwrap(model)
-        self._optimizer = as_optimizers(optimizer)[0]
-        self._parts = [select(self._model, *stage.parts) for stage in schedule.stages]
-        _check_apart(schedule.stages, self._parts)
+        self._optimizer = the_one(optimizer)
+        parts = [select(self._model, *stage.parts) for stage in schedule.stages]
+        check_apart(schedule.stages, parts)
         self._groups = [
-            _groups_of(stage, part, self._optimizer) for stage, part in zip(schedule.stages, self._parts, strict=True)
+            groups_of(stage, part, self._optimizer) for stage, part in zip(schedule.stages, parts, strict=True)
         ]
+        self._members = {id(parameter): path for part in parts for path, parameter in part.parameters.items()}
+        self._refuse_second()
+        # By path from now on: a pattern that leaves something out would do so for the other stages too.
+        self._paths = [[exactly(path) for path in [*part.tops, *part.alone]] for part in parts]
         self._counts = _Counts()
+        self._in_step = False
         self._scaled: list[tuple[dict[str, Any], Any]] = []  # within a step
-        every = [selector for stage in schedule.stages for selector in stage.parts]
+        every = [path for paths in self._paths for path in paths]
         self.hold: Hold | None = freeze(self._model, *every, optimizer=self._optimizer) if every else None
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
+            self._optimizer.register_state_dict_pre_hook(self._put_back),
         ]
 
     @property
     def held(self) -> list[str]:
         """What has not come yet, as the schedule names it."""
-        return [name for stage in self.schedule.stages[len(self._counts.begun) :] for name in _names(stage)]
+        return [name for stage in self.schedule.stages[len(self._counts.begun) :] for name in names_in(stage)]
 
     def epoch_end(self, metric: float | None = None) -> list[str]:
         """Count an epoch, and unfreeze what comes after it.
@@ -114,13 +122,12 @@ class Unfreezing:
             What was unfrozen, as the schedule names it.
 
         Raises:
-            ModelError: a plateau is waited for, and no metric was given.
+            ModelError: a plateau is waited for, and no metric was given; then the epoch is not counted.
         """
-        counts = self._counts
-        counts.epochs += 1
         waiting = self._next()
         if waiting is not None and isinstance(waiting.at, Plateau):
             self._look(waiting.at, metric)
+        self._counts.epochs += 1
         return self._advance()
 
     def detach(self) -> None:
@@ -129,6 +136,25 @@ class Unfreezing:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def __enter__(self) -> Unfreezing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the schedule: what is still held is verified and thawed, and the hooks are taken off.
+
+        On an exception nothing is verified, so that it is the one that is seen.
+
+        Raises:
+            FrozenStateMoved: something moved before its time.
+        """
+        self.detach()
+        if self.hold is not None and not self.hold.released:
+            try:
+                if kind is None:
+                    self.hold.verify()
+            finally:
+                self.hold.thaw()
 
     def factor_of(self, group: Mapping[str, Any]) -> float:
         """What the rate of a group is multiplied with at the next step: 0 while it is held, 1 once it is warm."""
@@ -144,7 +170,7 @@ class Unfreezing:
         counts = self._counts
         return {
             "schema_version": SCHEMA_VERSION,
-            "stages": len(self.schedule.stages),
+            "schedule": self._described(),
             "steps": counts.steps,
             "epochs": counts.epochs,
             "best": counts.best,
@@ -158,20 +184,39 @@ class Unfreezing:
         Raises:
             ModelError: the state is of another schedule, or of an earlier time than this one has reached.
         """
-        if state.get("schema_version") != SCHEMA_VERSION or state.get("stages") != len(self.schedule.stages):
+        if state.get("schema_version") != SCHEMA_VERSION:
             raise ModelError(
-                f"the state is of a schedule of {state.get('stages')} stages\n"
-                f"  found: {len(self.schedule.stages)} stages here\n  fix: the schedule that the run began with"
+                f"the state is of version {state.get('schema_version')!r}, this one reads {SCHEMA_VERSION}\n"
+                "  fix: the version of Frostline that wrote it"
             )
+        check_same(state["schedule"], self._described())
         begun = [_Begun(**each) for each in state["begun"]]
+        counts = _Counts(state["steps"], state["epochs"], state["best"], state["bad"], begun)
         if len(begun) < len(self._counts.begun):
             raise ModelError(
-                f"the state is from before {name_some(_names(self.schedule.stages[len(begun)]))} was unfrozen\n"
+                f"the state is from before {name_some(names_in(self.schedule.stages[len(begun)]))} was unfrozen\n"
                 "  fix: load it into a schedule that has just been attached"
             )
-        for stage in self.schedule.stages[len(self._counts.begun) : len(begun)]:
-            self._thaw(stage)
-        self._counts = _Counts(state["steps"], state["epochs"], state["best"], state["bad"], begun)
+        for number in range(len(self._counts.begun), len(begun)):
+            self._thaw(number)
+        self._counts = counts
+
+    def _described(self) -> list[dict[str, Any]]:
+        """What a state has to agree in with the schedule that it is loaded into."""
+        return [
+            {"parts": paths, "at": repr(stage.at), "warmup": stage.warmup}
+            for stage, paths in zip(self.schedule.stages, self._paths, strict=True)
+        ]
+
+    def _refuse_second(self) -> None:
+        """Two schedules would both scale, and each put back what the other one laid in."""
+        for hook in self._optimizer._optimizer_step_pre_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Unfreezing) and (both := self._members.keys() & other._members.keys()):
+                raise ModelError(
+                    f"Unfreezing: there is a schedule for {name_some([self._members[key] for key in both])} already\n"
+                    "  fix: detach() the other one, and thaw its hold"
+                )
 
     def _next(self) -> Stage | None:
         stages, done = self.schedule.stages, len(self._counts.begun)
@@ -191,17 +236,17 @@ class Unfreezing:
                 due = counts.bad >= at.patience
             if not due:
                 break
-            self._thaw(stage)
+            self._thaw(len(counts.begun))
             counts.begun.append(_Begun(counts.steps, counts.epochs))
             counts.best, counts.bad = None, 0
-            unfrozen += _names(stage)
+            unfrozen += names_in(stage)
         return unfrozen
 
-    def _thaw(self, stage: Stage) -> None:
+    def _thaw(self, number: int) -> None:
         assert self.hold is not None, "there is a stage"
-        self.hold.thaw(*stage.parts)
+        self.hold.thaw(*self._paths[number])
         # It joins the mode that the model is in; what other holds keep in eval mode stays there.
-        for module in select(self._model, *stage.parts).tops.values():
+        for module in select(self._model, *self._paths[number]).tops.values():
             module.train(self._model.training)
 
     def _look(self, plateau: Plateau, metric: float | None) -> None:
@@ -210,6 +255,7 @@ class Unfreezing:
                 f"epoch_end({metric}): a plateau is waited for, and there is no metric to look at\n"
                 "  fix: epoch_end(accuracy)"
             )
+        metric = float(metric)  # a tensor of one element is saved as a number
         counts = self._counts
         sign = 1 if plateau.mode == "max" else -1
         if counts.best is None or sign * (metric - counts.best) > plateau.min_delta:
@@ -219,6 +265,7 @@ class Unfreezing:
 
     def _before_step(self, *_: Any) -> None:
         self._put_back()
+        self._in_step = True
         for number in range(len(self._counts.begun)):
             factor = self._warmth(number)
             if factor < 1:
@@ -230,11 +277,19 @@ class Unfreezing:
 
     def _after_step(self, *_: Any) -> None:
         self._put_back()
+        # A class that calls the step of the class it is made from calls the hooks for each of them: it is one step.
+        if not self._in_step:
+            return
+        self._in_step = False
+        # Fused optimizers are called for a step that the gradient scaler skips, and skip it by themselves.
+        infinite: Tensor | int | None = getattr(self._optimizer, "found_inf", None)
+        if infinite is not None and infinite != 0:
+            return
         self._counts.steps += 1
         if isinstance(getattr(self._next(), "at", None), Step):
             self._advance()
 
-    def _put_back(self) -> None:
+    def _put_back(self, *_: Any) -> None:
         for group, rate in self._scaled:
             group["lr"] = rate
         self._scaled = []
@@ -243,54 +298,3 @@ class Unfreezing:
         warmup = self.schedule.stages[number].warmup
         since = self._counts.steps - self._counts.begun[number].step
         return min(1.0, (since + 1) / warmup) if warmup else 1.0
-
-
-def _names(stage: Stage) -> list[str]:
-    return [part if isinstance(part, str) else repr(part) for part in stage.parts]
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise ModelError(
-            "Unfreezing: DistributedDataParallel exchanges gradients of what required them when it was made, and says "
-            "nothing of others\n  fix: unfreeze on the module inside, and wrap it anew after each stage"
-        )
-
-
-def _check_apart(stages: Iterable[Stage], parts: Iterable[Selection]) -> None:
-    seen: dict[str, str] = {}
-    for stage, part in zip(stages, parts, strict=True):
-        title = ", ".join(_names(stage))
-        for path in [*part.parameters, *part.buffers]:
-            if path in seen:
-                raise SelectionError(
-                    f"Unfreeze: {path} is in two stages, {seen[path]} and {title}\n  fix: stages that do not overlap"
-                )
-            seen[path] = title
-
-
-def _groups_of(stage: Stage, part: Selection, optimizer: Optimizer) -> list[int]:
-    """The numbers of the optimizer's groups that hold a stage's parameters and nothing else, if all are there."""
-    members = {id(parameter): path for path, parameter in part.parameters.items()}
-    registered = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [path for key, path in members.items() if key not in registered]
-    if missing:
-        raise ModelError(
-            f"Unfreeze: the optimizer does not hold what will be unfrozen: {name_some(missing)}\n"
-            "  fix: make it from fl.param_groups(model, ...), frozen parts included; nothing is added later"
-        )
-    own: list[int] = []
-    mixed: list[str] = []
-    for index, group in enumerate(optimizer.param_groups):
-        inside = [id(parameter) in members for parameter in group["params"]]
-        if any(inside) and not all(inside):
-            mixed.append(title_of(group, index))
-        elif any(inside):
-            own.append(index)
-    # A group of several parts has no warmth of its own.
-    if mixed and stage.warmup:
-        raise ModelError(
-            f"Unfreeze: {', '.join(_names(stage))} is to be warmed up, and shares {name_some(mixed)} with other parts\n"
-            "  fix: fl.param_groups(model, lr, layer_decay=1.0), which gives each layer its own groups"
-        )
-    return own
