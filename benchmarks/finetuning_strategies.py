@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import re
 import statistics
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def full_suite(seeds: int, jobs: int) -> tuple[Suite, dict[str, float]]:
     file, facts = kept_start()
     plan = Plan(epochs=20, batch=16, width=WIDTH, start=file)
     tasks = ("hymenoptera", "art_painting", "sketch")
-    return Suite(tasks, tuple(range(seeds)), (3e-4, 1e-3, 3e-3, 1e-2), (100,), plan, False, jobs), facts
+    return Suite(tasks, tuple(range(seeds)), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (100,), plan, False, jobs), facts
 
 
 def quick_suite(folder: Path) -> tuple[Suite, dict[str, float]]:
@@ -255,11 +256,20 @@ def verdict(result: dict[str, Any]) -> str:
             f"{second['strategy']} with {_mean(second)}, at {cost:.2f} times the time of full; better than full: "
             f"{_listed(better)}; worse: {_listed(worse)}; not to be told from it: {_listed(equal)}."
         )
+    edge = [
+        name for name, rate in result["rates"]["chosen"].items() if rate in _edges(result["rates"]["accuracy"][name])
+    ]
+    said.append(f"The rate that was chosen is the smallest or largest of those tried for: {_listed(edge)}.")
     said.append(
         f"Of {len(judged)} intervals at 95 %, {len(judged) / 20:.2g} would leave out zero by chance. All runs share "
         "one start, and say nothing of how another would do. The best epoch is chosen on the images it is judged by."
     )
     return "\n".join(said)
+
+
+def _edges(tried: dict[str, float]) -> tuple[float, float]:
+    rates = sorted(map(float, tried))
+    return rates[0], rates[-1]
 
 
 def _mean(row: dict[str, Any]) -> str:
@@ -299,7 +309,10 @@ def main() -> None:
     result = run_suite(*full_suite(asked.seeds, asked.jobs))
     print(tables(result))
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(result, indent=1)
+    # Lists of numbers on one line each.
+    text = re.sub(
+        r"\[\s+([-+\d.,e\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(result, indent=1)
+    )
     (RESULTS / "finetuning_strategies.json").write_text(text + "\n", encoding="utf-8")
 
 

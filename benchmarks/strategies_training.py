@@ -90,16 +90,12 @@ class Run:
 # Strategies ---------------------------------------------------------------------------------------------------------
 
 
-def _adamw(groups: fl.optim.ParamGroups) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups)
-
-
 def _everything(model: Net, rate: float, _plan: Plan, _steps: int) -> Prepared:
-    return Prepared(_adamw(fl.optim.param_groups(model, rate, weight_decay=WEIGHT_DECAY)))
+    return Prepared(torch.optim.AdamW(fl.optim.param_groups(model, rate, weight_decay=WEIGHT_DECAY)))
 
 
 def _head(model: Net, rate: float, _plan: Plan, _steps: int) -> Prepared:
-    optimizer = _adamw(fl.optim.param_groups(model, rate, weight_decay=WEIGHT_DECAY))
+    optimizer = torch.optim.AdamW(fl.optim.param_groups(model, rate, weight_decay=WEIGHT_DECAY))
     return Prepared(optimizer, hold=fl.freeze(model, *TRUNK, level="state", optimizer=optimizer))
 
 
@@ -107,13 +103,13 @@ def _discriminative(model: Net, rate: float, _plan: Plan, _steps: int) -> Prepar
     groups = fl.optim.param_groups(
         model, rate * TRUNK_SHARE, head_lr=rate, layer_decay=LAYER_DECAY, weight_decay=WEIGHT_DECAY
     )
-    return Prepared(_adamw(groups))
+    return Prepared(torch.optim.AdamW(groups))
 
 
 def _gradual(model: Net, rate: float, plan: Plan, steps: int) -> Prepared:
     """A layer more after each tenth of the epochs, warmed up over one epoch; all of them from the middle on."""
-    groups = fl.optim.param_groups(model, rate, layer_decay=1.0, weight_decay=WEIGHT_DECAY)
-    optimizer = _adamw(groups)
+    # Each layer has groups of its own at one rate, so that each can be warmed up.
+    optimizer = torch.optim.AdamW(fl.optim.param_groups(model, rate, layer_decay=1.0, weight_decay=WEIGHT_DECAY))
     schedule = fl.optim.gradual(model, every=fl.optim.Epoch(max(1, plan.epochs // 10)), warmup=steps)
     return Prepared(optimizer, fl.optim.Unfreezing(schedule, model, optimizer))
 
@@ -121,7 +117,7 @@ def _gradual(model: Net, rate: float, plan: Plan, steps: int) -> Prepared:
 def _probe_then_tune(model: Net, rate: float, plan: Plan, steps: int) -> Prepared:
     """The head alone for a quarter of the epochs; then the trunk too, warmed up over one epoch."""
     groups = fl.optim.param_groups(model, rate * TRUNK_SHARE, head_lr=rate, weight_decay=WEIGHT_DECAY)
-    optimizer = _adamw(groups)
+    optimizer = torch.optim.AdamW(groups)
     schedule = fl.optim.probe_then_tune(model, at=fl.optim.Epoch(max(1, plan.epochs // 4)), warmup=steps)
     return Prepared(optimizer, fl.optim.Unfreezing(schedule, model, optimizer))
 

@@ -73,7 +73,7 @@ def test_other_images_are_called_that_and_recalibration_on_them_is_not_recommend
     done = command("diagnose", *job, "--data", DATA / "cifar10" / "test", "--html", "report.html")
     found = json.loads(done.out)
     assert (done.code, done.err) == (1, "")
-    assert found["inputs"]["checkpoint"]["summary"].startswith("resnet20-12fca82f.th: 97 of 97 tensors")
+    assert found["inputs"]["checkpoint"]["summary"].startswith("resnet20-12fca82f.th -> ResNet20: 97/97 tensors")
     assert found["cause"] == "domain-shift"
     scores = {row["name"]: row["metric"] for row in found["counterfactuals"]}
     assert scores["E0"]["low"] < 0.811 < scores["E0"]["high"]

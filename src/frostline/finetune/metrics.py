@@ -31,4 +31,4 @@ class EpochRow:
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON-ready values."""
-        return asdict(self)
+        return {**asdict(self), "rates": {group: list(values) for group, values in self.rates.items()}}

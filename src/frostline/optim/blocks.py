@@ -54,8 +54,9 @@ def block_of(model: nn.Module) -> dict[str, Block]:
     modules = dict(model.named_modules(remove_duplicate=False))
     row_types = {path: _row_type(module) for path, module in modules.items() if _holds_others(module)}
     # What also stands by itself is a layer, and its rows are parts of blocks: convolutions with norm in an Inception.
-    kinds = set(filter(None, row_types.values()))
-    kinds -= {type(module) for path, module in modules.items() if path and names.parent(path) not in row_types}
+    held = {id(module) for path, module in modules.items() if names.parent(path) in row_types}
+    alone = {type(module) for path, module in modules.items() if path and id(module) not in held}
+    kinds = set(filter(None, row_types.values())) - alone
     open_modules = {*row_types, *strict_ancestors(path for path, kind in row_types.items() if kind in kinds)}
     found: dict[str, Block] = {}
     for name, _ in model.named_parameters(remove_duplicate=False):

@@ -37,7 +37,7 @@ class ParamGroups(list[dict[str, Any]]):
         rows = [
             {
                 **{key: value for key, value in group.items() if key != "params"},
-                "elements": sum(parameter.numel() for parameter in group["params"]),
+                "elements": _elements(group),
                 "frozen": sum(not parameter.requires_grad for parameter in group["params"]),
             }
             for group in self
@@ -64,7 +64,7 @@ class ParamGroups(list[dict[str, Any]]):
                     f"{group['lr']:.3g}",
                     f"{group['weight_decay']:.3g}",
                     len(group["params"]),
-                    sum(parameter.numel() for parameter in group["params"]),
+                    _elements(group),
                     "frozen" if whole else f"{frozen} of {len(group['params'])}" if frozen else "no",
                 ]
             )
@@ -134,6 +134,11 @@ def param_groups(
         raise ModelError(
             f"param_groups(head_lr={head_lr}): {type(root).__name__} does not say which part is its head\n"
             "  fix: head= with its path"
+        )
+    if head_lr is not None and not depths.head & dict(root.named_parameters()).keys():
+        raise ModelError(
+            f"param_groups(head_lr={head_lr}): all of the head, {name_some(sorted(depths.head))}, is tied to "
+            "parameters of the trunk, and a tensor has one rate\n  fix: leave out head_lr, or untie them"
         )
     deepest = depths.deepest
     spared = _spared(root, no_decay)
@@ -207,6 +212,10 @@ def _check_rates(
         raise ModelError(f"param_groups(layer_decay={layer_decay}): expected 0 < factor <= 1\n  fix: layer_decay=0.75")
     if frozen not in {"in", "out"}:
         raise ModelError(f"param_groups(frozen={frozen!r}): expected 'in' or 'out'\n  fix: {name_some(['in', 'out'])}")
+
+
+def _elements(group: dict[str, Any]) -> int:
+    return sum(0 if nn.parameter.is_lazy(parameter) else parameter.numel() for parameter in group["params"])
 
 
 def title_of(group: dict[str, Any], index: int) -> str:

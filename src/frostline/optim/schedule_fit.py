@@ -51,10 +51,9 @@ def the_one(optimizer: Optimizer) -> Optimizer:
             "Unfreezing: LBFGS moves all its parameters as one vector, and remembers where they went: what begins to "
             "train later would begin with a false memory\n  fix: freeze() by hand, and a new LBFGS after each thaw()"
         )
-    # torch hangs its call of the hooks onto the class when an optimizer is made in the usual way.
-    if not getattr(type(found).step, "hooked", False):
+    if not hasattr(found, "_optimizer_state_dict_pre_hooks"):
         raise ModelError(
-            f"Unfreezing: {type(found).__name__} does not call Optimizer.__init__, and so none of its hooks\n"
+            f"Unfreezing: {type(found).__name__} does not call Optimizer.__init__, and has not all of torch's hooks\n"
             "  fix: pass the optimizer inside, if it is a wrapper of one"
         )
     return found

@@ -181,6 +181,9 @@ class Unfreezing:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another one stood: thaws what had been unfrozen.
 
+        Load the model first: what is still held is verified from now on against what it is now. The optimizer's state
+        may be loaded before or after.
+
         Raises:
             ModelError: the state is of another schedule, or of an earlier time than this one has reached.
         """
@@ -200,6 +203,8 @@ class Unfreezing:
         for number in range(len(self._counts.begun), len(begun)):
             self._thaw(number)
         self._counts = counts
+        if self.hold is not None and not self.hold.released:
+            self.hold.refresh()
 
     def _described(self) -> list[dict[str, Any]]:
         """What a state has to agree in with the schedule that it is loaded into."""
