@@ -352,11 +352,11 @@ run = RunFolder.open(sys.argv[1])
 latest = run.latest_checkpoint()
 epoch = 0 if latest is None else int(latest.metadata["epoch"])
 run.truncate_metrics(lambda row: row["epoch"] <= epoch)
-print("ready", flush=True)
 while True:
     epoch += 1
     run.append_metrics({"epoch": epoch, "padding": "x" * 5000})
     run.save_checkpoint(f"epoch-{epoch}", {"value": torch.full((50_000,), epoch)}, {"epoch": str(epoch)})
+    print("saved", flush=True)
 """
 
 
@@ -366,7 +366,8 @@ def test_a_kill_at_any_moment_leaves_the_last_good_checkpoint(run: RunFolder):
     for pause in (0.11, 0.237, 0.161):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(run.path)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
+            # However slow the machine is: one is saved, and then it may be anywhere.
+            assert process.stdout.readline() == b"saved\n"
             time.sleep(pause)
             process.send_signal(signal.SIGKILL)
         again = RunFolder.open(run.path)
