@@ -58,17 +58,22 @@ def block_of(model: nn.Module) -> dict[str, Block]:
     alone = {type(module) for path, module in modules.items() if path and id(module) not in held}
     kinds = set(filter(None, row_types.values())) - alone
     open_modules = {*row_types, *strict_ancestors(path for path, kind in row_types.items() if kind in kinds)}
+    above: dict[str, str] = {}
+    blocks: dict[str, Block] = {}
     found: dict[str, Block] = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
-        parts = name.split(".")
-        path = next((p for n in range(1, len(parts)) if (p := ".".join(parts[:n])) not in open_modules), name)
-        module = modules.get(path)
-        found[name] = Block(
-            path,
-            # A stage may be a row of one.
-            repeated=type(module) in kinds and names.parent(path) in row_types,
-            is_norm=module is not None and is_norm(module),
-        )
+    for path, module in modules.items():
+        # A module comes behind the one that it is part of.
+        above[path] = above.get(names.parent(path), "") or ("" if not path or path in open_modules else path)
+        for own, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            place = above[path] or names.join(path, own)
+            if place not in blocks:
+                block = modules.get(place)
+                # A stage may be a row of one.
+                repeated = type(block) in kinds and names.parent(place) in row_types
+                blocks[place] = Block(place, repeated, is_norm=block is not None and is_norm(block))
+            found[names.join(path, own)] = blocks[place]
     return found
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline.errors import ModelError, name_some
-from frostline.optim.groups import title_of
+from frostline.optim.groups import ParamGroups, title_of
 from frostline.state import names
 from frostline.tables import html_table, text_table
 
 SCHEMA_VERSION = 1
 # What makes training wrong, and what may be meant.
-_WRONG = ("missing", "orphaned", "duplicate", "differs")
+_WRONG = ("missing", "orphaned", "duplicate", "differs", "late")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class GroupRow:
     Attributes:
         path: of the parameter in the model; what is known of it otherwise.
         what: ``missing`` (trains, and no group has it), ``orphaned`` (in a group, and not in the model), ``duplicate``,
-            ``frozen`` (in a group, and does not train), ``differs`` (a setting is not what was asked).
+            ``frozen`` (in a group, and does not train), ``differs`` (a setting is not what was asked), ``late`` (a
+            group that the scheduler does not scale, because it was made before).
         group: what the group is called.
         why: more about it.
     """
@@ -96,18 +97,27 @@ _COLUMNS = ["parameter", "", "group", "why"]
 
 
 def check_groups(
-    model: nn.Module, optimizer: Optimizer, asked: Sequence[Mapping[str, Any]] | None = None
+    model: nn.Module,
+    optimizer: Optimizer,
+    asked: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    scheduler: Any = None,
 ) -> GroupCheck:
     """Compare what an optimizer holds with what a model has. Nothing is changed.
 
     Args:
         model: any module; wrappers are looked through.
         optimizer: anything with ``param_groups``; wrappers such as accelerate's too.
-        asked: the groups that it was made from, to compare their settings: what :func:`param_groups` gave. Rates are
-            compared with ``initial_lr`` where a scheduler has put one.
+        asked: the groups that it was made from, to compare their settings: what :func:`param_groups` gave, or copies of
+            dictionaries. Rates are compared with ``initial_lr`` where there is one: the present rate is what schedulers
+            change, so one that was changed by hand is not seen there.
+        scheduler: a scheduler of torch, to see whether it scales every group of this optimizer.
 
     Returns:
         The :class:`GroupCheck`.
+
+    Raises:
+        ModelError: ``asked`` are the optimizer's own dictionaries, which would be compared with themselves.
 
     Example:
         >>> import torch
@@ -140,7 +150,8 @@ def check_groups(
             rows.append(GroupRow(path, "duplicate", ", ".join(dict.fromkeys(inside)), f"{len(inside)} times"))
         if inside and not parameter.requires_grad:
             rows.append(GroupRow(path, "frozen", inside[0], "it does not require gradients"))
-    rows += _differing(groups, asked or ())
+    rows += _differing(groups, asked.made if isinstance(asked, ParamGroups) else asked or ())
+    rows += _late(groups, optimizer, scheduler)
     once = sum(len(places.get(id(parameter), ())) == 1 for parameter in parameters.values())
     return GroupCheck(tuple(rows), once)
 
@@ -163,9 +174,38 @@ def _differing(groups: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str,
         wanted = next((by_member[id(p)] for p in group["params"] if id(p) in by_member), None)
         if wanted is None:
             continue
+        if wanted is group:
+            raise ModelError(
+                "check_groups(asked=...): these are the optimizer's own dictionaries, which it keeps and changes\n"
+                "  fix: asked=[dict(group) for group in groups], copied before the optimizer is made"
+            )
         for key in wanted.keys() - {"params", "param_names", "name", "layer", "initial_lr"}:
             now = group.get("initial_lr", group["lr"]) if key == "lr" else group.get(key)
             if now != wanted[key]:
                 why = f"{key} is {now}, asked was {wanted[key]}"
                 rows.append(GroupRow(title_of(dict(group), index), "differs", title_of(dict(group), index), why))
     return rows
+
+
+def _late(groups: Sequence[dict[str, Any]], optimizer: Any, scheduler: Any) -> list[GroupRow]:
+    """Groups that a scheduler does not scale: those added after it was made; all, if it has another optimizer."""
+    if scheduler is None:
+        return []
+    parts: Any = getattr(scheduler, "_schedulers", None) or [scheduler]  # of a sequence or a chain
+    rows: list[GroupRow] = []
+    for part in parts:
+        own: Any = getattr(part, "optimizer", None)
+        if own is not None and _inner(own) is not _inner(optimizer):
+            return [GroupRow("(scheduler)", "late", "", "it scales another optimizer")]
+        base: Any = getattr(part, "base_lrs", groups)
+        for index in range(len(base), len(groups)):
+            title = title_of(groups[index], index)
+            row = GroupRow(title, "late", title, "the scheduler was made before this group, and does not scale it")
+            rows += [row] if row not in rows else []
+    return rows
+
+
+def _inner(optimizer: Any) -> Any:
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer

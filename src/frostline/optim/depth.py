@@ -78,7 +78,7 @@ def depth_of(
     """
     root = names.unwrap(model)
     parameters = [name for name, _ in root.named_parameters(remove_duplicate=False)]
-    in_head = _head(root, head)
+    in_head = _head(root, head, parameters)
     depths, told_by = _told(root, by, example)
     missing = [name for name in parameters if name not in depths and name not in in_head]
     if missing:
@@ -118,14 +118,9 @@ def _classifiers(root: nn.Module) -> list[str]:
     return with_parameters if told else with_parameters[:1]
 
 
-def _head(root: nn.Module, head: Selector | Sequence[Selector] | None) -> set[str]:
+def _head(root: nn.Module, head: Selector | Sequence[Selector] | None, parameters: Sequence[str]) -> set[str]:
     if head is None:
-        found = _classifiers(root)
-        return {
-            name
-            for name, _ in root.named_parameters(remove_duplicate=False)
-            if any(names.is_under(name, path) for path in found)
-        }
+        return {name for path in _classifiers(root) for name in parameters if names.is_under(name, path)}
     several = tuple(head) if isinstance(head, (list, tuple)) else (cast("Selector", head),)
     return set(select(root, *several).parameters)
 

@@ -28,9 +28,11 @@ class ParamGroups(list[dict[str, Any]]):
 
     Attributes:
         depths: how deep each parameter lies.
+        made: copies of the groups as they were made; an optimizer takes the groups themselves, and changes them.
     """
 
     depths: Depths
+    made: tuple[dict[str, Any], ...]
 
     def to_json(self) -> dict[str, Any]:
         """The groups as JSON-ready values with a schema version; tensors are named."""
@@ -174,6 +176,7 @@ def param_groups(
         )
     result = ParamGroups(groups.values())
     result.depths = depths
+    result.made = tuple({**group, "params": list(group["params"])} for group in result)
     return result
 
 
@@ -191,8 +194,8 @@ def _spared(root: nn.Module, no_decay: Selector | Sequence[Selector] | None) -> 
         for name, parameter in module._parameters.items()
         if parameter is not None
         and (
-            role_of(module, name, kind="parameter") in _PLAIN_ROLES
-            or (not nn.parameter.is_lazy(parameter) and parameter.ndim <= 1)
+            (not nn.parameter.is_lazy(parameter) and parameter.ndim <= 1)
+            or role_of(module, name, kind="parameter") in _PLAIN_ROLES
             # As timm reads it: a whole name or a pattern for it; or a part.
             or (told and told & {names.join(path, name), path, *strict_ancestors([path])})
             or any(names.matches(names.join(path, name), pattern) for pattern in patterns)

@@ -67,9 +67,9 @@ def _rows_collide(model: nn.Module, depths: dict[str, int]) -> bool:
     Blocks of attention, that is: patch embeddings count with a block.
     """
     rows: dict[str, set[int]] = {}
-    for name, block in block_of(model).items():
-        if block.repeated and _has_parts_with_parts(model.get_submodule(block.path)):
-            rows.setdefault(names.parent(block.path), set()).add(depths[name])
+    for path, depth in {(block.path, depths[name]) for name, block in block_of(model).items() if block.repeated}:
+        if _has_parts_with_parts(model.get_submodule(path)):
+            rows.setdefault(names.parent(path), set()).add(depth)
     long = [depths_of_row for depths_of_row in rows.values() if len(depths_of_row) > 1]
     return len(set().union(*long)) < sum(map(len, long))
 
