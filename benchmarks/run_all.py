@@ -22,6 +22,11 @@ BENCHMARKS = (
     "norm_moments",
     "norm_diagnose",
     "norm_policies",
+    "checkpoint_subtree",
+    "checkpoint_planning",
+    "checkpoint_diff",
+    "param_groups",
+    "unfreezing_step",
 )
 
 
