@@ -73,19 +73,19 @@ def digits(seed: int) -> tuple[Split, Split]:
 @cache
 def cifar10() -> tuple[Split, Split]:
     """The JPEG copy of CIFAR-10: 3000 images to train on and 1000 held out."""
-    return _folder(DATA / "cifar10" / "train", 32, 300), _folder(DATA / "cifar10" / "test", 32, 100)
+    return images_in(DATA / "cifar10" / "train", 32, 300), images_in(DATA / "cifar10" / "test", 32, 100)
 
 
 @cache
 def pacs(domain: str, number: int, size: int = 32) -> tuple[Split, Split]:
     """One domain of PACS: 28 images of each of the 7 classes to train on, 12 held out."""
-    whole = _folder(DATA / "pacs" / domain, size, 40)
+    whole = images_in(DATA / "pacs" / domain, size, 40)
     held = torch.arange(len(whole)) % 40 >= 28
     numbered = Split(whole.pixels, whole.labels, torch.full_like(whole.labels, number))
     return numbered.where(~held), numbered.where(held)
 
 
-def _folder(folder: Path, size: int, per_class: int) -> Split:
+def images_in(folder: Path, size: int, per_class: int) -> Split:
     """The first images of each class, in the order of their names."""
     from PIL import Image
 

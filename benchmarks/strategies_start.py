@@ -111,7 +111,7 @@ def domain(name: str) -> Split:
 @cache
 def insects() -> tuple[Split, Split]:
     folder = DATA / "hymenoptera"
-    return planted_images._folder(folder / "train", SIZE, 1000), planted_images._folder(folder / "val", SIZE, 1000)
+    return planted_images.images_in(folder / "train", SIZE, 1000), planted_images.images_in(folder / "val", SIZE, 1000)
 
 
 def real_task(name: str, seed: int) -> Task:
