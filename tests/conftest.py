@@ -7,6 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every machine, and no limit on the time of one: machines are shared, and what fails has to fail
+# again. To look for new examples: --hypothesis-profile=default.
+settings.register_profile("frostline", derandomize=True, deadline=None)
+settings.load_profile("frostline")
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -311,6 +312,7 @@ def test_a_cast_to_what_is_no_type(to: Any):
         cast(torch.ones(1), to)
 
 
+@example([-math.nan], "bfloat16")
 @given(st.lists(st.floats(width=64), max_size=6), st.sampled_from(["float32", "float16", "bfloat16"]))
 def test_a_cast_is_accepted_if_and_only_if_the_way_back_gives_the_same(values: list[float], to: str):
     value = torch.tensor(values, dtype=torch.float64)
