@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from frostline.checkpoint.comparison import Comparison, Row
-from frostline.checkpoint.stored import StoredTensor
+from frostline.checkpoint.stored import StoredTensor, dtype_name
 from frostline.checkpoint.units import role_in, units_of
 from frostline.state.names import parent
 
@@ -113,8 +113,8 @@ def _row(
         change=change,
         shape_before=old.shape if old else None,
         shape_after=new.shape if new else None,
-        dtype_before=_dtype(old) if old else None,
-        dtype_after=_dtype(new) if new else None,
+        dtype_before=dtype_name(old.dtype) if old else None,
+        dtype_after=dtype_name(new.dtype) if new else None,
         elements=entry.numel,
         max_abs=gap.max_abs if gap else None,
         mean_abs=gap.mean_abs if gap else None,
@@ -195,7 +195,3 @@ def _numbers(values: Tensor) -> Any:
     if values.is_floating_point() and values.dtype not in _KNOWN:
         values = values.float()
     return values.numpy()
-
-
-def _dtype(entry: StoredTensor) -> str:
-    return str(entry.dtype).removeprefix("torch.")

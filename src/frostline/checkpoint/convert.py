@@ -15,8 +15,8 @@ from frostline.checkpoint.container import WRAPPER_TOKENS
 from frostline.checkpoint.norm_settings import HEADER, norm_settings
 from frostline.checkpoint.opened import Checkpoint, open_checkpoint
 from frostline.checkpoint.paper import check_same_files, read_plan
-from frostline.checkpoint.plan import LoadPlan, Row, short
-from frostline.checkpoint.stored import StoredTensor, in_memory
+from frostline.checkpoint.plan import LoadPlan, Row
+from frostline.checkpoint.stored import StoredTensor, dtype_name, in_memory
 from frostline.checkpoint.tensor_writer import write_tensors
 from frostline.errors import CheckpointError, name_some, printable
 from frostline.state.inventory import inventory
@@ -101,8 +101,8 @@ class _Converted(StoredTensor):
                 raise CheckpointError(f"{printable(where)}: {said}") from error
         if tuple(value.shape) != self.shape or value.dtype != self.dtype:
             raise CheckpointError(
-                f"{printable(str(self.row.target))} should have shape {self.shape} and type {short(self.dtype)}\n"
-                f"  found: {tuple(value.shape)} and {short(value.dtype)}\n  fix: plan again"
+                f"{printable(str(self.row.target))} should have shape {self.shape} and type {dtype_name(self.dtype)}\n"
+                f"  found: {tuple(value.shape)} and {dtype_name(value.dtype)}\n  fix: plan again"
             )
         return value.contiguous()
 

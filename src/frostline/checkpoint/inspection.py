@@ -12,6 +12,7 @@ from frostline.checkpoint.delta_info import KEY as DELTA
 from frostline.checkpoint.delta_info import read_delta_info
 from frostline.checkpoint.opened import Checkpoint
 from frostline.checkpoint.paper import plan_told
+from frostline.checkpoint.stored import dtype_name
 from frostline.checkpoint.units import units_of
 from frostline.errors import CheckpointError, printable
 from frostline.tables import html_table, text_table
@@ -167,7 +168,7 @@ def size_text(count: int) -> str:
 
 def _part(path: str, members: list[str], checkpoint: Checkpoint, norms: int) -> Part:
     entries = [checkpoint.tensors[name] for name in members]
-    types = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries)
+    types = Counter(dtype_name(entry.dtype) for entry in entries)
     return Part(
         path=path,
         tensors=len(entries),

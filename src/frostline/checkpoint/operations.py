@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from frostline.checkpoint.stored import dtype_name
 from frostline.errors import CheckpointError
 
 
@@ -63,7 +64,7 @@ def _cast(value: Tensor, _: Tensor | None, *, to: str, lossy: bool) -> Tensor:
         raise CheckpointError(f"torch has no type {to!r}")
     cast = value.to(dtype)
     if not lossy and not _same_values(cast.to(value.dtype), value):
-        raise CheckpointError(f"{_short(value.dtype)} in the checkpoint loses values as {to}")
+        raise CheckpointError(f"{dtype_name(value.dtype)} in the checkpoint loses values as {to}")
     return cast
 
 
@@ -134,7 +135,3 @@ _TABLE: Mapping[str, Callable[..., Tensor]] = {
     "scalar": _reshape,
     "class-rows": _class_rows,
 }
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from frostline.checkpoint.folding import fold_modules
@@ -327,11 +326,6 @@ _HEADINGS: Mapping[str, str] = {
 def _prefixes_in(why: str) -> list[str]:
     """The beginnings of names in the checkpoint that an assignment rests on, or could."""
     return why.split("'")[1::2] if "in front of names in the checkpoint" in why else []
-
-
-def short(dtype: torch.dtype) -> str:
-    """The name of a type without its module."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _folded(rows: Sequence[Row], sign: str, heading: str) -> list[str]:

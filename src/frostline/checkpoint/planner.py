@@ -17,9 +17,9 @@ from frostline.checkpoint.infer import infer
 from frostline.checkpoint.opened import Checkpoint
 from frostline.checkpoint.operations import Operation
 from frostline.checkpoint.patterns import is_meant, meant_by
-from frostline.checkpoint.plan import Row, short
+from frostline.checkpoint.plan import Row
 from frostline.checkpoint.prefixes import Prefix, find_prefix
-from frostline.checkpoint.stored import StoredTensor
+from frostline.checkpoint.stored import StoredTensor, dtype_name
 from frostline.checkpoint.units import Unit, units_of
 from frostline.errors import CheckpointError
 from frostline.state import names
@@ -172,7 +172,7 @@ class Planner:
         rows = self._filled(rows)
         whole = self.checkpoint.whole_name
         for name, entry in self.checkpoint.tensors.items():
-            shape = (entry.shape, short(entry.dtype))
+            shape = (entry.shape, dtype_name(entry.dtype))
             if name in self.dropped:
                 rows.append(_only_source(whole(name), "dropped", self.dropped[name], *shape))
             elif name in self.rivals:
@@ -181,7 +181,7 @@ class Planner:
                 rows.append(_only_source(whole(name), "unexpected", self.unexpected.get(name, ""), *shape))
         why = f"outside of take={self.checkpoint.subtree!r}"
         for name, entry in self.checkpoint.outside.items():
-            rows.append(_only_source(name, "dropped", why, entry.shape, short(entry.dtype)))
+            rows.append(_only_source(name, "dropped", why, entry.shape, dtype_name(entry.dtype)))
         return rows
 
     def _first_names(self) -> dict[int, str]:
@@ -193,7 +193,7 @@ class Planner:
             verdict = "kept-init" if name in self.kept else "missing"
             return Row(name, None, verdict, why="" if name in self.kept else f"not a tensor but {entry.shown}")
         target: Tensor = entry.value
-        here = Row(name, None, "missing", shape_target=_shape(target), dtype_target=short(target.dtype))
+        here = Row(name, None, "missing", shape_target=_shape(target), dtype_target=dtype_name(target.dtype))
         own = self.pairs.get(name)
         known = first.get(id(target))
         if name in self.kept:
@@ -213,7 +213,7 @@ class Planner:
             confidence=pair.confidence,
             why=pair.why,
             shape_source=stored.shape,
-            dtype_source=short(stored.dtype),
+            dtype_source=dtype_name(stored.dtype),
         )
         if self._is_held(entry):
             return replace(row, verdict="held", why="a hold keeps it to the bit")
@@ -251,11 +251,11 @@ class Planner:
         verdict = _verdict(row, operations)
         if stored.dtype != target.dtype:
             if _kind(stored.dtype) != _kind(target.dtype):
-                why = f"{short(stored.dtype)} in the checkpoint, {short(target.dtype)} in the model"
+                why = f"{dtype_name(stored.dtype)} in the checkpoint, {dtype_name(target.dtype)} in the model"
                 return replace(row, verdict="shape-mismatch", why=why)
             narrow = [index for index, adapter in adapters if isinstance(adapter, Narrow)]
             self.used_adapters.update(narrow)
-            operations.append(Operation("cast", {"to": short(target.dtype), "lossy": bool(narrow)}))
+            operations.append(Operation("cast", {"to": dtype_name(target.dtype), "lossy": bool(narrow)}))
             verdict = "cast" if verdict in {"same", "renamed"} else verdict
         return replace(row, verdict=verdict, operations=tuple(operations))
 

@@ -98,6 +98,16 @@ def in_memory(value: Tensor) -> InMemory:
     return InMemory(tuple(value.shape), value.dtype, place, value)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a type without its module.
+
+    Example:
+        >>> dtype_name(torch.float32)
+        'float32'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
 def as_bytes(tensor: Tensor) -> Tensor:
     """The bytes of a contiguous tensor as a flat ``uint8`` view.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from frostline.checkpoint.stored import StoredTensor
+from frostline.checkpoint.stored import StoredTensor, dtype_name
 from frostline.durable import replace_file, told
 from frostline.errors import CheckpointError, CorruptCheckpoint, name_some
 
@@ -115,9 +115,9 @@ def combined_digest(digests: Mapping[str, str]) -> str:
 def _refuse(path: Path, entries: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> None:
     """Find what the format cannot hold before anything is read."""
     for name, entry in entries.items():
-        if _dtype(entry) not in _CODES:
+        if dtype_name(entry.dtype) not in _CODES:
             raise CheckpointError(
-                f"{path} cannot hold {name!r}: safetensors have no {_dtype(entry)} of shape {entry.shape}\n"
+                f"{path} cannot hold {name!r}: safetensors have no {dtype_name(entry.dtype)} of shape {entry.shape}\n"
                 f"  fix: cast it before; safetensors have {', '.join(_CODES)}"
             )
     texts = [*entries, *metadata, *metadata.values()]
@@ -135,7 +135,11 @@ def _header(path: Path, ordered: Mapping[str, StoredTensor], metadata: Mapping[s
     start = 0
     for name, entry in ordered.items():
         end = start + entry.nbytes
-        rows[name] = {"dtype": _CODES[_dtype(entry)], "shape": list(entry.shape), "data_offsets": [start, end]}
+        rows[name] = {
+            "dtype": _CODES[dtype_name(entry.dtype)],
+            "shape": list(entry.shape),
+            "data_offsets": [start, end],
+        }
         start = end
     text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -174,7 +178,7 @@ def _values(ordered: Mapping[str, StoredTensor], digests: dict[str, str]) -> Ite
         if digest.size != entry.nbytes:
             raise CorruptCheckpoint(
                 f"tensor {name!r} has {digest.size:,} bytes\n  expected: {entry.nbytes:,} by its shape "
-                f"{entry.shape} and dtype {_dtype(entry)}\n  fix: restore the file that it comes from"
+                f"{entry.shape} and dtype {dtype_name(entry.dtype)}\n  fix: restore the file that it comes from"
             )
         digests[name] = digest.hexdigest()
 
@@ -206,10 +210,6 @@ class _Digest:
         if self._piece is not None and self.size % _DIGEST_PIECE:
             self._state.update(self._piece.digest())
         return self._state.hexdigest()
-
-
-def _dtype(entry: StoredTensor) -> str:
-    return str(entry.dtype).removeprefix("torch.")
 
 
 def _is_unicode(name: str) -> bool:

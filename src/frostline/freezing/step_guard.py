@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from frostline.attach.inner_optimizer import inner_optimizer
 from frostline.attach.ledger import ledger_of
 from frostline.errors import FreezeError
 
@@ -111,10 +112,7 @@ def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Opt
         several = list(optimizer)
     found: list[Optimizer] = []
     for each in several:
-        # accelerate's AcceleratedOptimizer is an Optimizer by type, but keeps no hooks: the real one is inside.
-        inner: Any = each
-        while isinstance(getattr(inner, "optimizer", None), Optimizer):
-            inner = inner.optimizer
+        inner = inner_optimizer(each)
         if not isinstance(inner, Optimizer):
             raise FreezeError(
                 f"freeze(optimizer=...): expected a torch.optim.Optimizer, got {type(each).__name__}.\n"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from frostline.attach.inner_optimizer import inner_optimizer
 from frostline.errors import ModelError
 
 # What state entries start from where that is not zero: type of optimizer and key to the option of the group.
@@ -41,9 +42,7 @@ def torch_optimizer(optimizer: object, asked: str) -> Optimizer:
     Raises:
         ModelError: it is none, or one that keeps its state for all parameters together.
     """
-    inner: Any = optimizer
-    while isinstance(getattr(inner, "optimizer", None), Optimizer):
-        inner = inner.optimizer
+    inner = inner_optimizer(optimizer)
     if not isinstance(inner, Optimizer):
         raise ModelError(
             f"{asked}: optimizer={type(optimizer).__name__} is no torch.optim.Optimizer\n"

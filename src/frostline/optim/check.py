@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from frostline.attach.inner_optimizer import inner_optimizer
 from frostline.errors import ModelError, name_some
 from frostline.optim.groups import ParamGroups, title_of
 from frostline.state import names
@@ -195,7 +196,7 @@ def _late(groups: Sequence[dict[str, Any]], optimizer: Any, scheduler: Any) -> l
     rows: list[GroupRow] = []
     for part in parts:
         own: Any = getattr(part, "optimizer", None)
-        if own is not None and _inner(own) is not _inner(optimizer):
+        if own is not None and inner_optimizer(own) is not inner_optimizer(optimizer):
             return [GroupRow("(scheduler)", "late", "", "it scales another optimizer")]
         base: Any = getattr(part, "base_lrs", groups)
         for index in range(len(base), len(groups)):
@@ -203,9 +204,3 @@ def _late(groups: Sequence[dict[str, Any]], optimizer: Any, scheduler: Any) -> l
             row = GroupRow(title, "late", title, "the scheduler was made before this group, and does not scale it")
             rows += [row] if row not in rows else []
     return rows
-
-
-def _inner(optimizer: Any) -> Any:
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer

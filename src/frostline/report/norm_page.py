@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from frostline.extras import require
 from frostline.report import figures
 from frostline.report.norm_charts import Channel, LayerLine, draw_channels, draw_depth
+from frostline.report.page_templates import page_templates
 
 SCHEMA_VERSION = 1
 # So many layers stand on the page at once; the rest unfolds.
@@ -204,14 +203,7 @@ def render_norms(page: NormPage) -> str:
         >>> "All fits." in text
         True
     """
-    jinja2: Any = require("jinja2", extra="report", purpose="Rendering a report")
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("frostline.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = page_templates()
     templates.filters.update(size=figures.size, count=figures.count, tone=gain_tone, chance=_chance, sentence=_sentence)
     styles = [templates.loader.get_source(templates, name)[0] for name in ("run.css", "norms.css")]
     is_share = page.metric == "accuracy"

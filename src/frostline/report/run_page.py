@@ -9,13 +9,12 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from frostline.extras import require
 from frostline.report import figures
 from frostline.report.curves import PHASE_STYLES, Curve, draw_charts
 from frostline.report.module_tree import HeldEntry, MovedEntry, grow_tree
 from frostline.report.outcome import Outcome, by_role, compare
+from frostline.report.page_templates import page_templates
 from frostline.report.trace import draw_traces
 
 SCHEMA_VERSION = 1
@@ -121,14 +120,7 @@ def render_run(page: RunPage) -> str:
         >>> "Nothing that was held moved" in text
         True
     """
-    jinja2: Any = require("jinja2", extra="report", purpose="Rendering a report")
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("frostline.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = page_templates()
     templates.filters.update(size=figures.size, count=figures.count, sentence=_sentence)
     script: str = templates.loader.get_source(templates, "run.js")[0]
     style: str = templates.loader.get_source(templates, "run.css")[0]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from frostline.extras import require
+from frostline.report.page_templates import page_templates
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,6 @@ def render_table(page: TablePage) -> str:
         >>> "<code>bn&lt;1&gt;</code>" in render_table(TablePage("layers", "Net", ["layer"], [["bn<1>"]]))
         True
     """
-    jinja2: Any = require("jinja2", extra="report", purpose="Rendering a report")
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("frostline.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = page_templates()
     style = templates.loader.get_source(templates, "run.css")[0]
     return templates.get_template("table.html.j2").render(page=page, style=style) + "\n"
