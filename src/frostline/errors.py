@@ -26,6 +26,9 @@
     │   ├── CorruptCheckpoint             it cannot be read
     │   └── UnsafeCheckpoint              it wants to run code
     ├── TrainingDiverged (ArithmeticError)  the loss is not a number
+    │   └── InnerLoopDiverged             adapting to a task blew up; carries ``report``
+    ├── MetaError (ValueError)            a few-shot learner and its tasks do not go together
+    │   └── PolicyError                   no such statistics policy, or none that this model can have
     ├── CannotWrite (OSError)             a file cannot be written
     └── StorageFull (OSError)             the disk has no space left
     FrostlineWarning (UserWarning)
@@ -40,7 +43,7 @@ Every message says what was asked, what was found, where (a dotted path or a fil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from frostline.state.changes import StateDiff
@@ -170,6 +173,29 @@ class TrainingDiverged(FrostlineError, ArithmeticError):
     """The loss became NaN or infinite; training was stopped."""
 
     exit_code = 3
+
+
+class InnerLoopDiverged(TrainingDiverged):
+    """Adapting to a task blew up, and was stopped; the message says where and why.
+
+    Attributes:
+        report: what was measured, as a value of :mod:`frostline.meta`; ``None`` where a task was merely NaN.
+    """
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+    def __reduce__(self) -> tuple[type[InnerLoopDiverged], tuple[str, Any]]:
+        return type(self), (str(self), self.report)
+
+
+class MetaError(FrostlineError, ValueError):
+    """A few-shot learner, its tasks or what was asked of them do not go together."""
+
+
+class PolicyError(MetaError):
+    """A statistics policy does not exist, or is none that this model can have."""
 
 
 class CannotWrite(FrostlineError, OSError):

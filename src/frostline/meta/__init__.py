@@ -1,0 +1,33 @@
+"""Floor 4: few-shot learning with an explicit statistics policy."""
+
+from frostline.meta.adapted import Adapted as Adapted
+from frostline.meta.classes import ClassSet as ClassSet
+from frostline.meta.classes import in_memory as in_memory
+from frostline.meta.digits_classes import digits as digits
+from frostline.meta.evaluate import Evaluation as Evaluation
+from frostline.meta.evaluate import EvaluationRow as EvaluationRow
+from frostline.meta.evaluate import evaluate as evaluate
+from frostline.meta.guard import Guard as Guard
+from frostline.meta.image_classes import image_folder as image_folder
+from frostline.meta.inner_optimizers import SGD as SGD
+from frostline.meta.inner_optimizers import Adam as Adam
+from frostline.meta.inner_optimizers import InnerOptimizer as InnerOptimizer
+from frostline.meta.inner_optimizers import functional_form as functional_form
+from frostline.meta.learner import Learner as Learner
+from frostline.meta.maml import MAML as MAML
+from frostline.meta.maml import MultiStep as MultiStep
+from frostline.meta.meta_batch import MetaBatch as MetaBatch
+from frostline.meta.omniglot import omniglot as omniglot
+from frostline.meta.policy import SOURCES as SOURCES
+from frostline.meta.policy import Policy as Policy
+from frostline.meta.population import Variation as Variation
+from frostline.meta.population import measure_population as measure_population
+from frostline.meta.population import variation as variation
+from frostline.meta.prototypes import Prototypes as Prototypes
+from frostline.meta.rates import Rates as Rates
+from frostline.meta.reptile import Reptile as Reptile
+from frostline.meta.splits import Splits as Splits
+from frostline.meta.statistics import KeptStatistics as KeptStatistics
+from frostline.meta.task import Examples as Examples
+from frostline.meta.task import Task as Task
+from frostline.meta.tasks import Tasks as Tasks
