@@ -237,6 +237,19 @@ def test_frozen_parameters_do_not_adapt_and_get_no_gradient() -> None:
     assert model[0].weight.grad is None
 
 
+def test_what_is_frozen_later_stops_adapting_too() -> None:
+    model, tasks = net(), some_tasks()
+    learner = MAML(model, inner_lr=0.3, steps=2, learn_rates="layer_step", guard=None)
+    with fl.frozen(model, "3", level="grad"):
+        assert "3.weight" not in learner.adapted
+        assert torch.equal(learner.adapt(tasks[0].support).values["3.weight"], model[3].weight)
+        assert_right(learner, tasks)
+    assert "3.weight" in learner.adapted
+    model.requires_grad_(False)
+    with pytest.raises(MetaError, match="all frozen"):
+        learner.adapt(tasks[0].support)
+
+
 def test_a_held_batch_norm_keeps_its_own_statistics_under_every_policy() -> None:
     model = net()
     hold = fl.freeze(model, "1")
@@ -399,6 +412,16 @@ def test_what_cannot_be_is_refused_with_the_reason(
         warnings.simplefilter("ignore")  # LazyLinear warns that lazy modules may change
         with pytest.raises(error, match=says):
             make()
+
+
+def test_a_classifier_with_fewer_outputs_than_classes_is_named() -> None:
+    task = some_tasks()[0]
+    labels = torch.tensor([0, 0, 3, 3])
+    learner = MAML(net(), inner_lr=0.1)
+    with pytest.raises(MetaError, match="2 outputs, and the task 4 classes"):
+        learner.adapt(Examples(task.support.inputs, labels))
+    with pytest.raises(MetaError, match="support set is empty"):
+        learner.adapt(Examples(task.support.inputs[:0], labels[:0]))
 
 
 def test_one_value_per_channel_has_no_statistics() -> None:

@@ -147,3 +147,22 @@ def test_a_batched_gradient_that_is_wrong_is_found_by_the_check(monkeypatch: pyt
     monkeypatch.setattr("frostline.meta.vmapped.batched_gradients", wrong)
     with pytest.raises(MetaError, match="not that of the loop"):
         learner.backward(some_tasks(), vmap=True)
+
+
+def test_whether_a_model_can_be_batched_is_asked_without_an_error() -> None:
+    assert MAML(net(), inner_lr=0.1).can_batch(some_tasks())
+    assert not MAML(net(), inner_lr=0.1).can_batch([*some_tasks(1), *some_tasks(1, queries=3)])
+    random = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 2)).double()
+    assert not MAML(random, inner_lr=0.1).can_batch(some_tasks())
+    assert not meta.Prototypes(net()).can_batch(some_tasks())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA DEVICE")
+@pytest.mark.parametrize("policy", ["batch", "support", "task_norm_i"])
+def test_on_cuda_tasks_are_batched_by_themselves_with_the_gradient_of_the_cpu(policy: str) -> None:
+    tasks = some_tasks()
+    expected = gradient(MAML(net(), inner_lr=0.1, policy=policy), tasks)
+    learner = MAML(net().cuda(), inner_lr=0.1, policy=policy)
+    found = gradient(learner, [task.to("cuda") for task in tasks])
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-8, atol=1e-10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,6 @@ class GradientLearner(Learner):
         loss: of output and labels.
         inner_optimizer: what a step does.
         rates: the rates of the steps.
-        adapted: paths of the parameters that move in the inner loop.
         guard: stops an inner loop that blows up.
         batch: examples of the support set in each step; ``None`` is all.
     """
@@ -56,10 +56,25 @@ class GradientLearner(Learner):
         self.guard = guard
         self.batch: int | None = None
         selectors = adapt if isinstance(adapt, (list, tuple)) else (adapt,)
-        self.adapted = self._chosen(cast("Sequence[Selector]", selectors))
+        self._selected = self._chosen(cast("Sequence[Selector]", selectors))
         values = self.values()
-        moving = {path: values[path] for path in self.adapted}
-        self.rates = Rates(moving, start=inner_lr, steps=steps, learn=learn_rates)
+        self.rates = Rates({path: values[path] for path in self._selected}, start=inner_lr, steps=steps, learn=learn_rates)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Paths of the parameters that move in the inner loop: of those selected, those that are not frozen now.
+
+        Raises:
+            MetaError: all are.
+        """
+        values = self.values()
+        found = tuple(path for path in self._selected if values[path].requires_grad)
+        if not found:
+            raise MetaError(
+                f"nothing is left to adapt in the inner loop\n  found: {name_some(self._selected)}, all frozen "
+                "(requires_grad=False)\n  fix: thaw them, or a learner with another adapt="
+            )
+        return found
 
     @property
     def inner_lr(self) -> float:
@@ -104,14 +119,30 @@ class GradientLearner(Learner):
         """How this learner adapts to one task."""
         return InnerLoop(
             steps,
-            self.loss,
+            self.loss if passes.vmapped else self._checked_loss(support.labels),
             self.inner_optimizer,
-            self.rates.at,
+            partial(self.rates.at, only=self.adapted),
             graph,
             batch_of=self.batch_of(len(support.labels), seed),
             observe=observe,
             watch=None if self.guard is None else self.guard.watching(self, passes, support, steps=steps),
         )
+
+    def _checked_loss(self, labels: Tensor) -> Loss:
+        """The loss, which says so where a classifier has fewer outputs than a task has classes."""
+        if not len(labels):
+            raise MetaError("the support set is empty\n  fix: at least one example of each class")
+        classes = int(labels.max()) + 1
+
+        def checked(output: Any, targets: Tensor) -> Tensor:
+            if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] < classes:
+                raise MetaError(
+                    f"the model has {output.shape[1]} outputs, and the task {classes} classes\n"
+                    f"  fix: a classifier of {classes} outputs (fl.replace_head), or tasks of {output.shape[1]} ways"
+                )
+            return self.loss(output, targets)
+
+        return checked
 
     def batch_of(self, examples: int, seed: int) -> Callable[[int], Tensor] | None:
         """Which examples of the support set a step takes; ``None`` is all of them in every step."""

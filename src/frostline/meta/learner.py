@@ -82,6 +82,11 @@ class Learner(nn.Module, ABC):
             "  fix: vmap=False; threads= is the other way"
         )
 
+    def can_batch(self, tasks: Sequence[Task]) -> bool:
+        """Whether these tasks can run in one batched pass with the gradients of the loop."""
+        del tasks
+        return False
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What changes the results, as values of JSON."""
@@ -113,7 +118,7 @@ class Learner(nn.Module, ABC):
         tasks: Sequence[Task],
         *,
         threads: int | None = None,
-        vmap: bool = False,
+        vmap: bool | None = None,
         on_nonfinite: OnNonfinite = "stop",
     ) -> MetaBatch:
         """Add the gradient of the tasks' mean query loss to ``.grad`` of the trained parameters.
@@ -129,8 +134,8 @@ class Learner(nn.Module, ABC):
             threads: tasks at a time, each with one intra-op thread; by default as many as PyTorch's intra-op threads on
                 a CPU, and one on other devices. A model that draws random numbers in its passes runs one after
                 the other, so that each task's are its own.
-            vmap: all tasks in one batched pass, ``vmap`` over ``grad``; for GPUs, where memory allows it. The first use
-                compares it with the loop, in float64.
+            vmap: all tasks in one batched pass, ``vmap`` over ``grad``, which takes the memory of all of them. The first
+                use compares it with the loop, in float64. By default it is used on a GPU where it is exact.
             on_nonfinite: ``stop`` raises at a task whose loss or gradient is NaN or infinite, or whose inner loop blows
                 up; ``skip`` leaves it out, and counts it in :attr:`MetaBatch.skipped`.
 
@@ -236,7 +241,7 @@ class Learner(nn.Module, ABC):
         return max(1, min((torch.get_num_threads() if on_cpu else 1) if asked is None else asked, tasks))
 
     def _gradients(
-        self, tasks: Sequence[Task], trained: list[nn.Parameter], threads: int | None, vmap: bool, how: OnNonfinite
+        self, tasks: Sequence[Task], trained: list[nn.Parameter], threads: int | None, vmap: bool | None, how: OnNonfinite
     ) -> GradientSum:
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         rank = dist.get_rank() if world > 1 else 0
@@ -261,7 +266,7 @@ class Learner(nn.Module, ABC):
         tasks: Sequence[Task],
         mine: list[int],
         threads: int | None,
-        vmap: bool,
+        vmap: bool | None,
         how: OnNonfinite,
     ) -> GradientSum:
         chosen = [tasks[place] for place in mine]
@@ -269,7 +274,8 @@ class Learner(nn.Module, ABC):
         def consume(found: Iterator[TaskGradient | str]) -> GradientSum:
             return GradientSum.of(found, mine, how)
 
-        if vmap:
+        on_gpu = next(self.parameters()).device.type == "cuda"
+        if vmap or (vmap is None and on_gpu and chosen and self.can_batch(chosen)):
             found = self.batched(chosen) if chosen else iter(())
             return consume(
                 one if (fault := what_is_not_finite(one)) is None else f"task {task.index} gave {fault}"

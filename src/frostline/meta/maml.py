@@ -133,6 +133,7 @@ class MAML(GradientLearner):
         self.iteration = 0
         # Which trained parameters the loss depends on; known once batched gradients were compared with the loop's.
         self._depends: list[bool] | None = None
+        self._batches = True
 
     def backward(self, tasks: Sequence[Task], **options: Any) -> MetaBatch:
         """See :meth:`frostline.meta.Learner.backward`."""
@@ -177,6 +178,18 @@ class MAML(GradientLearner):
         first = {"algorithm": "maml" if self.order == 2 else "fomaml"}
         last = {"multi_step": None if self.multi_step is None else self.multi_step.iterations}
         return {**super().describe(), **first, **last}
+
+    def can_batch(self, tasks: Sequence[Task]) -> bool:
+        """Whether these tasks can run in one batched pass with the gradients of the loop."""
+        from frostline.meta.vmapped import check_batched
+
+        if self._depends is None and self._batches:
+            try:
+                self._depends = check_batched(self, tasks)
+            except MetaError:
+                self._batches = False
+        shapes = {(task.support.inputs.shape, task.query.inputs.shape) for task in tasks}
+        return self._batches and len(shapes) == 1
 
     def batched(self, tasks: Sequence[Task]) -> Iterator[TaskGradient]:
         """The outer gradients of all tasks in one batched pass."""

@@ -50,10 +50,12 @@ class Rates(nn.Module):
             for p in (() if learn == "no" else [t.detach() for t in adapted.values()])
         )
 
-    def at(self, step: int) -> Sequence[Rate]:
-        """The rate of each adapted parameter in a step, counted from 0."""
+    def at(self, step: int, only: Sequence[str] | None = None) -> Sequence[Rate]:
+        """The rate of each adapted parameter, or of some of them, in a step, counted from 0."""
+        paths = self.paths if only is None else only
         if self.learn == "no":
-            return [self.start] * len(self.paths)
+            return [self.start] * len(paths)
+        value_of = dict(zip(self.paths, self.values, strict=True))
         if self.learn == "parameter":
-            return list(self.values)
-        return [value[min(step, self.steps - 1)] for value in self.values]
+            return [value_of[path] for path in paths]
+        return [value_of[path][min(step, self.steps - 1)] for path in paths]
