@@ -25,7 +25,7 @@ from frostline.checkpoint import tensor_writer
 from frostline.checkpoint.stored import InMemory, StoredTensor, as_bytes, in_memory
 from frostline.checkpoint.tensor_writer import DIGEST, RESERVED, combined_digest, write_tensors
 from frostline.errors import CannotWrite, CheckpointError, CorruptCheckpoint, StorageFull
-from frostline.finetune.tensor_file import read_tensor_file
+from frostline.runs.tensor_file import read_tensor_file
 from frostline.state.digest import digest, digest_all
 
 DTYPES = [

@@ -17,7 +17,7 @@ from frostline.compat import import_torchvision
 from frostline.errors import CorruptCheckpoint, NothingSelected, RunFolderError, StorageFull, TrainingDiverged
 from frostline.finetune import FinetuneConfig, run
 from frostline.finetune.digits_problem import digits_problem
-from frostline.finetune.run_folder import RunFolder
+from frostline.runs.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

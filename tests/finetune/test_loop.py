@@ -17,7 +17,7 @@ from frostline.finetune import FinetuneConfig
 from frostline.finetune.loop import EpochSampler, fit, make_accelerator, mix_seed
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.problem import Phase
-from frostline.finetune.training_state import pack, unpack_model
+from frostline.runs.training_state import pack, unpack_model
 from frostline.tasks import TaskModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")

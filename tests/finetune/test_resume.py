@@ -17,7 +17,7 @@ import torch
 
 from frostline.errors import CorruptCheckpoint, FrozenStateMoved, RunFolderError
 from frostline.finetune import FinetuneConfig, resume, run
-from frostline.finetune.run_folder import RunFolder
+from frostline.runs.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

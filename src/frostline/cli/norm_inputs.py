@@ -134,8 +134,8 @@ class Inputs:
         passes: Passes,
     ) -> None:
         from frostline.finetune.checkpointed_model import count_outputs, load_model
-        from frostline.finetune.device import pick_device
         from frostline.finetune.evaluation_data import AUGMENTATIONS, Pixels, common_classes, read_image_folder
+        from frostline.runs.device import pick_device
 
         if augment not in ("auto", *AUGMENTATIONS):
             raise FrostlineError(f"--augment {augment}: unknown.\n  fix: one of auto, {', '.join(AUGMENTATIONS)}")

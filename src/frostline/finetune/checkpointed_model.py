@@ -22,10 +22,10 @@ from frostline.errors import ModelError, name_some
 from frostline.finetune.classifier import BuiltModel, first_line
 from frostline.finetune.factory import call_factory
 from frostline.finetune.models import IMAGENET_MEAN, IMAGENET_SIZE, IMAGENET_STD, build_model
-from frostline.finetune.tensor_file import serialize
 from frostline.heads.initial import new_head
 from frostline.norms.scores import logits_of
 from frostline.norms.untouched import untouched
+from frostline.runs.tensor_file import serialize
 from frostline.state import names
 from frostline.state.inventory import inventory
 

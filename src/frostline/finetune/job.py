@@ -28,9 +28,9 @@ from frostline.finetune.naive import train_naively
 from frostline.finetune.page import run_page
 from frostline.finetune.problem import Problem
 from frostline.finetune.progress import Progress, Silent
-from frostline.finetune.run_folder import RunFolder
-from frostline.finetune.training_state import pack, unpack_model
 from frostline.report import render_run
+from frostline.runs.run_folder import RunFolder
+from frostline.runs.training_state import pack, unpack_model
 from frostline.state.changes import StateDiff
 from frostline.state.snapshot import snapshot
 from frostline.tasks.isolation import IsolationReport

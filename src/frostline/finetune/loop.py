@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from frostline.errors import DataError, ModelError, TrainingDiverged, name_some
 from frostline.extras import require
 from frostline.finetune.config import FinetuneConfig
-from frostline.finetune.device import pick_device
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
 from frostline.finetune.strategy import groups_for, rate_factor, unfreezing_for
-from frostline.finetune.training_state import unpack_optimizer
 from frostline.optim.unfreezing import Unfreezing
+from frostline.runs.device import pick_device
+from frostline.runs.training_state import unpack_optimizer
 from frostline.state.names import fold
 from frostline.tasks.task_model import TaskModel
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from torch import Tensor
 
 from frostline import durable
 from frostline.errors import CorruptCheckpoint, RunFolderError, StorageFull
-from frostline.finetune.run_folder import RunFolder
+from frostline.runs.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -178,6 +179,17 @@ def test_tensors_come_back_whatever_they_are(run: RunFolder):
         ), name
     loaded["base"].add_(1)  # writable, and alone
     assert torch.equal(loaded["tied"], base)
+
+
+def test_the_same_tensors_give_the_same_bytes(run: RunFolder):
+    """Safetensors' own writer puts the metadata in another order now and then; ours has one."""
+    tensors = {"ünï/a": torch.arange(5.0), "b": torch.ones(2, dtype=torch.bfloat16)}
+    metadata = {"format": "pt", "z": 'a "quoted" text', "m": "1", "k": "ü"}
+    written = {run.save_tensors("model.safetensors", tensors, metadata).read_bytes() for _ in range(20)}
+    assert len(written) == 1
+    with safetensors.safe_open(run.path / "model.safetensors", "pt") as file:
+        assert {name: file.metadata()[name] for name in metadata} == metadata
+        assert all(torch.equal(file.get_tensor(name), tensors[name]) for name in tensors)
 
 
 def test_tensors_that_are_not_there_or_damaged(run: RunFolder):
@@ -347,7 +359,7 @@ def test_readers_leave_half_written_files_of_a_living_writer_alone(run: RunFolde
 
 WRITER = """
 import sys, torch
-from frostline.finetune.run_folder import RunFolder
+from frostline.runs.run_folder import RunFolder
 run = RunFolder.open(sys.argv[1])
 latest = run.latest_checkpoint()
 epoch = 0 if latest is None else int(latest.metadata["epoch"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline.errors import CorruptCheckpoint
-from frostline.finetune.run_folder import RunFolder
-from frostline.finetune.training_state import pack, unpack_model, unpack_optimizer
+from frostline.runs.run_folder import RunFolder
+from frostline.runs.training_state import pack, unpack_model, unpack_optimizer
 
 
 class Mixed(nn.Module):
@@ -47,8 +47,13 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 
 
 @pytest.fixture(autouse=True)
-def _seeded(one_thread: None) -> None:
+def _seeded() -> Iterator[None]:
+    """Sums depend on how many threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 def train(model: nn.Module, optimizer: Optimizer, seed: int) -> None:

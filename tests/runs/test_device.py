@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from frostline.errors import ModelError
-from frostline.finetune.device import pick_device
+from frostline.runs.device import pick_device
 
 
 def test_auto_is_the_accelerator_where_there_is_one(monkeypatch: pytest.MonkeyPatch):

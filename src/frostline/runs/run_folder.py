@@ -19,7 +19,7 @@ from torch import Tensor
 
 from frostline import durable
 from frostline.errors import CorruptCheckpoint, RunFolderError, name_some
-from frostline.finetune.tensor_file import read_tensor_file, serialize
+from frostline.runs.tensor_file import read_tensor_file, serialize
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

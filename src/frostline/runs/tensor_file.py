@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,7 +23,8 @@ from frostline.state.digest import digest_all
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Turn tensors into the bytes of a safetensors file.
 
-    Tensors may share memory, lie on any device and be strided; each is stored by itself. They are only read.
+    Tensors may share memory, lie on any device and be strided; each is stored by itself. They are only read. The same
+    tensors and metadata give the same bytes.
 
     Args:
         tensors: under their names.
@@ -33,7 +35,13 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
     alone = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    return safetensors.torch.save(alone, {**metadata, DIGEST: combined_digest(digest_all(alone))})
+    content = safetensors.torch.save(alone, {**metadata, DIGEST: combined_digest(digest_all(alone))})
+    # The library writes the metadata in an order of chance.
+    header = _header(content)
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    ordered += b" " * (-len(ordered) % 8)
+    return len(ordered).to_bytes(8, "little") + ordered + content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -49,11 +57,14 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CorruptCheckpoint(
             f"{path} cannot be read\n  cut short or damaged ({len(content):,} bytes): {error}\n  fix: restore it"
         ) from error
-    length = int.from_bytes(content[:8], "little")
-    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    metadata: dict[str, str] = _header(content).get("__metadata__", {})
     expected = metadata.pop(DIGEST, None)
     if expected is not None and expected != combined_digest(digest_all(tensors)):
         raise CorruptCheckpoint(
             f"{path} cannot be read\n  its tensors are not those that were saved\n  fix: restore it"
         )
     return tensors, metadata
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
