@@ -27,6 +27,7 @@ BENCHMARKS = (
     "checkpoint_diff",
     "param_groups",
     "unfreezing_step",
+    "meta_speed",
 )
 
 

@@ -27,6 +27,7 @@ def test_every_example_is_tested_and_short() -> None:
         "s3_which_statistics.py",
         "s4_three_ways.py",
         "s5_part_of_a_checkpoint.py",
+        "s6_few_shot.py",
         "s7_eval_worse.py",
         "s8_two_views.py",
         "s9_accumulation.py",
@@ -73,6 +74,23 @@ def test_s5_nothing_is_loaded_without_a_word_then_all_of_the_part_is_and_is_prov
     assert "equal to the bit: True" in out
     loaded, random = map(float, re.findall(r"frozen: ([\d.]+)%", out))
     assert loaded > random + 30
+
+
+def test_s6_the_blow_up_is_stopped_and_explained_and_the_right_policies_work() -> None:
+    never, rest = run_example("s6_few_shot.py").split("The second mistake:")
+    honest, guarded = rest.split("The same, guarded:")
+    assert "accuracy 20.0%" in never
+    assert "nan" not in never
+    assert "statistics that were never updated (mean 0, variance 1)" in never
+    assert "loss nan" in honest
+    assert re.search(r"adapting blew up in inner step \d of 7, and was stopped", guarded)
+    assert "nan" not in guarded
+    assert "statistics stay fixed while the weights in front of them move" in guarded
+    assert re.search(r"inner_lr=0\.0\d", guarded)
+    assert "MAML: nothing leaks between tasks" in guarded
+    rows = {name: float(share) for name, share in re.findall(r"^  (\S+) +\w+ductive +([\d.]+)%", guarded, re.M)}
+    assert min(rows["batch"], rows["support"]) > 85
+    assert rows["frozen"] < 45
 
 
 def test_s7_names_the_cause_and_the_repair_brings_the_accuracy_back() -> None:

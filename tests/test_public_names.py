@@ -25,6 +25,7 @@ PUBLIC = [
     "frozen",
     "heads",
     "inventory",
+    "meta",
     "norms",
     "optim",
     "param_groups",

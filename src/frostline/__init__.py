@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from frostline import finetune as finetune
     from frostline import freezing as freezing
     from frostline import heads as heads
+    from frostline import meta as meta
     from frostline import norms as norms
     from frostline import optim as optim
     from frostline import report as report
@@ -60,6 +61,7 @@ __all__ = [
     "frozen",
     "heads",
     "inventory",
+    "meta",
     "norms",
     "optim",
     "param_groups",

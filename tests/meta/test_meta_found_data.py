@@ -86,7 +86,7 @@ def test_anything_else_is_a_folder_of_images(tmp_path: Path):
 
 
 def test_what_cannot_be_read_says_why(tmp_path: Path, omniglot_folder: Path):
-    with pytest.raises(DataError, match="--data .*nowhere: it does not exist"):
+    with pytest.raises(DataError, match=r"--data .*nowhere: it does not exist"):
         load(MetaConfig(data=str(tmp_path / "nowhere")))
     (tmp_path / "file.tar").write_bytes(b"x")
     with pytest.raises(DataError, match="it is a file, and no archive of Omniglot"):

@@ -114,11 +114,14 @@ def test_other_settings_are_named_with_both_values():
 
 # Copied from the instructions at the top of main.py of cbfinn/maml, and from examples/maml-omniglot.py of higher.
 CBFINN = "--metatrain_iterations=60000 --meta_batch_size=32 --update_batch_size=1 --update_lr=0.4 --num_updates=1"
-CBFINN_20 = "--metatrain_iterations=60000 --meta_batch_size=16 --update_batch_size=1 --num_classes=20 --update_lr=0.1 --num_updates=5"
+CBFINN_20 = (
+    "--metatrain_iterations=60000 --meta_batch_size=16 --update_batch_size=1 --num_classes=20 --update_lr=0.1 "
+    "--num_updates=5"
+)
 
 
 @pytest.mark.parametrize(("name", "line"), [("cbfinn-5way-1shot", CBFINN), ("cbfinn-20way-1shot", CBFINN_20)])
-def test_presets_of_finn_are_her_command_lines(name: str, line: str):
+def test_presets_of_cbfinn_are_its_command_lines(name: str, line: str):
     published = dict(part.removeprefix("--").split("=") for part in line.split())
     config = MetaConfig(**preset(name))
     assert config.iterations == int(published["metatrain_iterations"])

@@ -17,6 +17,7 @@ from frostline.cli import (
     finetune_command,
     groups_command,
     inspect_command,
+    meta_command,
     plan_command,
     recalibrate_command,
     verify_command,
@@ -40,6 +41,7 @@ app.command("diagnose", short_help=diagnose_command.SHORT, epilog=diagnose_comma
 app.command("recalibrate", short_help=recalibrate_command.SHORT, epilog=recalibrate_command.EXAMPLES)(
     recalibrate_command.recalibrate
 )
+app.add_typer(meta_command.app, name="meta", short_help=meta_command.SHORT)
 app.command("groups", short_help=groups_command.SHORT, epilog=groups_command.EXAMPLES)(groups_command.groups)
 app.command("inspect", short_help=inspect_command.SHORT, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 app.command("diff", short_help=diff_command.SHORT, epilog=diff_command.EXAMPLES)(diff_command.diff)

@@ -1,6 +1,9 @@
 """Floor 4: few-shot learning with an explicit statistics policy."""
 
+from frostline.meta.adaptation import AdaptationReport as AdaptationReport
+from frostline.meta.adaptation import explain_adaptation as explain_adaptation
 from frostline.meta.adapted import Adapted as Adapted
+from frostline.meta.blow_up import BlowUp as BlowUp
 from frostline.meta.classes import ClassSet as ClassSet
 from frostline.meta.classes import in_memory as in_memory
 from frostline.meta.digits_classes import digits as digits
@@ -13,10 +16,16 @@ from frostline.meta.inner_optimizers import SGD as SGD
 from frostline.meta.inner_optimizers import Adam as Adam
 from frostline.meta.inner_optimizers import InnerOptimizer as InnerOptimizer
 from frostline.meta.inner_optimizers import functional_form as functional_form
+from frostline.meta.leak_report import Leak as Leak
+from frostline.meta.leak_report import LeakReport as LeakReport
+from frostline.meta.leaks import check_leaks as check_leaks
 from frostline.meta.learner import Learner as Learner
 from frostline.meta.maml import MAML as MAML
 from frostline.meta.maml import MultiStep as MultiStep
 from frostline.meta.meta_batch import MetaBatch as MetaBatch
+from frostline.meta.networks import conv2 as conv2
+from frostline.meta.networks import conv4 as conv4
+from frostline.meta.networks import higher_conv3 as higher_conv3
 from frostline.meta.omniglot import omniglot as omniglot
 from frostline.meta.policy import SOURCES as SOURCES
 from frostline.meta.policy import Policy as Policy
@@ -26,6 +35,12 @@ from frostline.meta.population import variation as variation
 from frostline.meta.prototypes import Prototypes as Prototypes
 from frostline.meta.rates import Rates as Rates
 from frostline.meta.reptile import Reptile as Reptile
+from frostline.meta.run import MetaResult as MetaResult
+from frostline.meta.run import resume as resume
+from frostline.meta.run import run as train
+from frostline.meta.run_policies import PolicyTable as PolicyTable
+from frostline.meta.run_policies import evaluate_policies as evaluate_policies
+from frostline.meta.run_settings import MetaConfig as MetaConfig
 from frostline.meta.splits import Splits as Splits
 from frostline.meta.statistics import KeptStatistics as KeptStatistics
 from frostline.meta.task import Examples as Examples

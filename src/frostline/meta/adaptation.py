@@ -100,7 +100,7 @@ def walk(
     """
 
     def rates(step: int) -> Sequence[Rate]:
-        return [rate * scale for rate in learner.rates.at(step)]
+        return [rate * scale for rate in learner.rates.at(step, only=learner.adapted)]
 
     values = {path: value.detach() for path, value in values.items()}
     loop = InnerLoop(steps, learner.loss, learner.inner_optimizer, rates, observe=gains)

@@ -70,12 +70,15 @@ class BlockSequence:
             one by one.
     """
 
-    def __init__(self, modules: nn.Sequential, blocks: Mapping[int, Block], run: Callable[[Block, Any, bool], Any]) -> None:
+    def __init__(
+        self, modules: nn.Sequential, blocks: Mapping[int, Block], run: Callable[[Block, Any, bool], Any]
+    ) -> None:
         self._parts = modules
         self._blocks = blocks
         self._run = run
 
     def __call__(self, input: Any) -> Any:  # noqa: A002 - PyTorch's own name for it
+        """Run all modules in their order."""
         modules = list(self._parts)
         place, own = 0, False
         while place < len(modules):
@@ -148,7 +151,7 @@ def _settings(pool: nn.MaxPool2d) -> Pool:
 
 
 def _pixels_first(x: Any) -> Any:
-    """An image batch in the layout ``channels_last``, which the convolution hands on, also where one channel leaves it open."""
+    """An image batch in the layout ``channels_last``, also where one channel leaves that open; convolutions keep it."""
     if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu" or x.stride(1) == 1:
         return x
     return x.clone(memory_format=torch.channels_last)

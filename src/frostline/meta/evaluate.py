@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
+
 from frostline.errors import InnerLoopDiverged, MetaError
 from frostline.json_values import finite
 from frostline.meta.functional_model import FunctionalModel, governed_layers
@@ -159,8 +161,9 @@ def evaluate(
 class _Drawn(Sequence[Task]):
     """Tasks that are drawn when they are asked for, because hundreds of them would fill the memory."""
 
-    def __init__(self, source: Tasks, split: str, indices: range) -> None:
+    def __init__(self, source: Tasks, split: str, indices: range, device: torch.device) -> None:
         self._source = source
+        self._device = device
         self._split = split
         self._indices = indices
 
@@ -168,7 +171,7 @@ class _Drawn(Sequence[Task]):
         return len(self._indices)
 
     def __getitem__(self, place: Any) -> Any:
-        return self._source.task(self._split, self._indices[place])
+        return self._source.task(self._split, self._indices[place]).to(self._device)
 
 
 def _policies(learner: Learner, asked: Sequence[str | Policy] | None) -> list[Policy | None]:
@@ -213,7 +216,7 @@ def _rows(
         def consume(results: Iterator[Any]) -> list[Any]:
             return list(results)
 
-        drawn = _Drawn(source, split, indices)
+        drawn = _Drawn(source, split, indices, next(learner.parameters()).device)
         for one in learner.over_tasks(measure, drawn, consume, threads=threads, training=False):
             if isinstance(one, str):
                 for policy in group:

@@ -203,14 +203,12 @@ class FunctionalModel:
         needs_batch = use == "batch" or (use.startswith("task_norm") and path not in settings.given)
         if needs_batch and x.numel() == x.shape[1]:
             raise PolicyError(
-                f"batch norm {path!r} is to use the statistics of its batch, and was given one value per channel (input "
-                f"of shape {tuple(x.shape)}), which has no variance\n"
+                f"batch norm {path!r} is to use the statistics of its batch, and was given one value per channel "
+                f"(input of shape {tuple(x.shape)}), which has no variance\n"
                 "  fix: more examples in a pass, or a policy that uses given statistics there"
             )
         if use == "batch" and observe != "graph":
-            y, seen = normalized_by_batch(
-                x, weight, bias, eps, observe=observe == "values", vmapped=settings.vmapped
-            )
+            y, seen = normalized_by_batch(x, weight, bias, eps, observe=observe == "values", vmapped=settings.vmapped)
             self._saw(path, seen)
             return y
         seen = of_batch(x) if needs_batch or observe == "graph" else None
@@ -231,9 +229,7 @@ class FunctionalModel:
         context = settings.given.get(path, seen)
         assert context is not None
         over_channels = use == "task_norm_l"
-        return normalized_by_task(
-            x, context, settings.shares[path], weight, bias, eps, over_channels=over_channels
-        )
+        return normalized_by_task(x, context, settings.shares[path], weight, bias, eps, over_channels=over_channels)
 
     def _saw(self, path: str, seen: LayerStatistics | None) -> None:
         if seen is not None:
@@ -254,7 +250,7 @@ class _Governed:
 
 
 def governed_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers that a statistics policy decides over: every batch norm but held ones, which keep their own statistics.
+    """The layers that a statistics policy decides over: every batch norm but held ones, which keep their own.
 
     Raises:
         PolicyError: one does not follow its switches, or a layer of another kind uses the batch.
@@ -276,8 +272,9 @@ def governed_layers(model: nn.Module) -> dict[str, _BatchNorm]:
         use = statistics_of(module)
         if use is not None and use.uses == "batch":
             raise PolicyError(
-                f"{path!r} ({type(module).__name__}) normalizes with its batch and is no batch norm of PyTorch, so that "
-                "no statistics policy can govern it\n  fix: a subclass of torch's BatchNorm, or hold it with fl.freeze"
+                f"{path!r} ({type(module).__name__}) normalizes with its batch and is no batch norm of PyTorch, so "
+                "that no statistics policy can govern it\n"
+                "  fix: a subclass of torch's BatchNorm, or hold it with fl.freeze"
             )
     return found
 

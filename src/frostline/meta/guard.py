@@ -13,7 +13,7 @@ from torch import Tensor
 
 from frostline.errors import InnerLoopDiverged
 from frostline.meta.adaptation import by_layer, norms_of
-from frostline.meta.blow_up import explain_blow_up
+from frostline.meta.blow_up_measured import explain_blow_up
 from frostline.meta.inner_loop import Watcher
 from frostline.meta.passes import Passes
 from frostline.meta.task import Examples
@@ -54,13 +54,13 @@ class Guard:
         >>> from frostline.meta.maml import MAML
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-        >>> _ = net[1].running_var.fill_(1e-4)
-        >>> learner = MAML(net, inner_lr=0.4, steps=5, policy="frozen")
+        >>> _ = net[1].running_var.fill_(1e-2)
+        >>> learner = MAML(net, inner_lr=1.0, steps=5, policy="frozen")
         >>> try:
         ...     _ = learner.adapt(Examples(torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 1, 1])))
         ... except InnerLoopDiverged as error:
         ...     print(error.report.reason, error.report.step, all(map(math.isfinite, error.report.losses)))
-        loss 2 True
+        loss 3 True
     """
 
     loss_growth: float = 10.0
@@ -107,15 +107,20 @@ def brief(learner: L) -> L:
     """The same learner, sharing everything, whose guard stops a blow-up without explaining it.
 
     For loops over many tasks that leave some out, as :func:`frostline.meta.evaluate` does.
-
-    Args:
-        learner: any; one without a guard is returned as it is.
     """
     guard: Any = getattr(learner, "guard", None)
-    if not isinstance(guard, Guard):
-        return learner
+    return _guarded_by(learner, replace(guard, explain=False) if isinstance(guard, Guard) else guard)
+
+
+def unguarded(learner: L) -> L:
+    """The same learner, sharing everything, that nothing stops."""
+    return _guarded_by(learner, None)
+
+
+def _guarded_by(learner: L, guard: Guard | None) -> L:
     same: Any = copy.copy(learner)
-    same.guard = replace(guard, explain=False)
+    if hasattr(same, "guard"):
+        same.guard = guard
     return same
 
 

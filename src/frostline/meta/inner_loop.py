@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from frostline.meta.inner_optimizers import InnerOptimizer, Rate, State
 from frostline.meta.normalizing import LayerStatistics
 from frostline.meta.passes import Passes
+from frostline.meta.recomputed import recomputed
 
 Graph = Literal["no", "first", "second"]
 Loss = Callable[[Any, Tensor], Tensor]
@@ -143,11 +144,11 @@ def adapted_by(
         return _Step(new, state, after, loss.detach(), seen)
 
     for count in range(loop.steps):
-        if loop.checkpointed and loop.graph == "second":
-            done = checkpoint(step, count, params, state, buffers, use_reentrant=False)
+        if loop.checkpointed and loop.graph == "second" and not loop.vmapped:
+            # What a step met is told by the first time that it is computed, and by that alone.
+            done = recomputed(partial(step, count, params, state, buffers), passes.run.device)
         else:
             done = step(count, params, state, buffers)
-        assert isinstance(done, _Step)
         params, state, buffers = done.params, done.state, done.buffers
         losses.append(done.loss)
         observed.append(done.observed)

@@ -6,8 +6,8 @@ tensors of full size only the input is kept, where PyTorch's three operators kee
 backward has run.
 
 Everything is computed in the ``channels_last`` layout, in which pooling is several times as fast on a CPU. PyTorch's
-own batch norm adds up thousands of values one by one in that layout, with a hundred times the rounding error that it has
-in the other; sums here are those of :func:`torch.sum`, which adds in pairs.
+own batch norm adds up thousands of values one by one in that layout, with a hundred times the rounding error that it
+has in the other; sums here are those of :func:`torch.sum`, which adds in pairs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from frostline.errors import MetaError
 from frostline.meta.normalizing import LayerStatistics
 
 # Values in a piece of the input that is squared at a time: small enough for a processor's cache.
@@ -59,10 +59,11 @@ def normalized_and_pooled(
     Example:
         >>> x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
         >>> pool = Pool([2, 2], [2, 2], [0, 0], [1, 1], False)
-        >>> normalized_and_pooled(x, torch.ones(1), torch.zeros(1), 1.5625, pool)[0].flatten().tolist()
+        >>> normalized_and_pooled(x, torch.ones(1), torch.zeros(1), 1.8125, pool)[0].flatten().tolist()
         [1.375, 0.0]
     """
-    z, mean, var = _PooledNorm.apply(_dense(x), weight, bias, eps, pool, consume)
+    form = _ConsumingNorm if consume else _PooledNorm
+    z, mean, var = form.apply(_dense(x), weight, bias, eps, pool)
     return z, LayerStatistics(mean, var, x.numel() // x.shape[1])
 
 
@@ -71,25 +72,20 @@ class _PooledNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: Pool, consume: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: Pool
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = _moments(x)
         rate = (var + eps).rsqrt()
         picked, places = torch.ops.aten.max_pool2d_with_indices(x, *pool)
         standard = _rows(picked).sub_(mean).mul_(rate)
         z = _image((standard * weight).add_(bias).relu_(), places)
-        # A place takes half the memory so; the operators want the other type, of which pieces are made.
-        kept = places.int() if consume else places
-        ctx.consume = consume
-        ctx.save_for_backward(x, weight, mean, rate, standard, z, kept)
+        ctx.save_for_backward(x, weight, mean, rate, standard, z, places)
         ctx.mark_non_differentiable(mean, var)
         return z, mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.consume and torch.is_grad_enabled():
-            raise RuntimeError("a batch norm whose input is consumed was to be differentiated twice")
-        return (*_PooledNormGradient.apply(grads[0], *ctx.saved_tensors, ctx.consume), None, None, None)
+        return (*_PooledNormGradient.apply(grads[0], *ctx.saved_tensors), None, None)
 
 
 class _PooledNormGradient(torch.autograd.Function):
@@ -114,27 +110,21 @@ class _PooledNormGradient(torch.autograd.Function):
         standard: Tensor,
         z: Tensor,
         places: Tensor,
-        consume: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grad_image = torch.ops.aten.threshold_backward(_dense(dz), z, 0)
-        grad = _rows(grad_image)
-        sum_g, sum_gs = grad.sum(0), _summed_product(grad, standard)
-        count = x.numel() // x.shape[1]
-        k = weight * rate
-        slope = -k * rate * sum_gs / count
-        offset = -k * sum_g / count - slope * mean
-        dx = x if consume else torch.empty_like(x)
-        # Piece by piece, so that what is written is still in the processor's cache when something is added to it.
-        step = _samples_of_piece(x)
-        for old, new, g, at in zip(*(t.split(step) for t in (x, dx, grad_image, places)), strict=True):
-            torch.addcmul(offset, _rows(old), slope, out=_rows(new))
-            _spread(new, _rows(g) * k, at)
+        grad = _rows(torch.ops.aten.threshold_backward(_dense(dz), z, 0))
+        sum_g, sum_gs = grad.sum(0), (grad * standard).sum(0)
+        k, slope, offset = _slope_and_offset(x, weight, mean, rate, sum_g, sum_gs)
+        dx = torch.empty_like(x)
+        torch.addcmul(offset, _rows(x), slope, out=_rows(dx))
+        _spread(dx, grad * k, places)
         ctx.save_for_backward(grad, x, weight, mean, rate, standard, z, places, sum_g, sum_gs)
         return dx, sum_gs, sum_g
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # `once_differentiable` lets torch.autograd.grad go around its error, to a wrong result.
+            raise MetaError("batch norm, ReLU and pooling in one have no third derivative")
         grad, x, weight, mean, rate, standard, z, places, sum_g, sum_gs = ctx.saved_tensors
         u_image, a, c = _dense(grads[0]), *grads[1:]
         u, k, count = _rows(u_image), weight * rate, x.numel() // x.shape[1]
@@ -152,7 +142,58 @@ class _PooledNormGradient(torch.autograd.Function):
         slope = -rate * (p * sum_us + q * sum_gs) / count - weight * along * rate.square() / count
         dx = _image(full.mul_(slope).add_(offset).addcmul_(u, rate * p), x)
         _spread(dx, grad * (rate * q), places)
-        return ddz, dx, rate * along, None, None, None, None, None, None
+        return ddz, dx, rate * along, None, None, None, None, None
+
+
+class _ConsumingNorm(torch.autograd.Function):
+    """The same for a single derivative, which is written where the input was.
+
+    Everything goes piece by piece, in which nothing of full size is made, and pooling, being the cheapest part, is done
+    again instead of kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: Pool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = _moments(x)
+        rate = (var + eps).rsqrt()
+        z: Tensor | None = None
+        done = 0
+        for piece in x.split(_samples_of_piece(x)):
+            picked, _ = torch.ops.aten.max_pool2d_with_indices(piece, *pool)
+            if z is None:
+                shape = (x.shape[0], *picked.shape[1:])
+                z = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+            _rows(picked).sub_(mean).mul_(rate).mul_(weight).add_(bias).relu_()
+            z[done : done + len(piece)] = picked
+            done += len(piece)
+        assert z is not None
+        ctx.pool = pool
+        ctx.save_for_backward(x, weight, mean, rate, z)
+        ctx.mark_non_differentiable(mean, var)
+        return z, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise MetaError("a pass that was to be differentiated once was differentiated with create_graph=True")
+        x, weight, mean, rate, z = ctx.saved_tensors
+        step = _samples_of_piece(x)
+        pieces = list(zip(x.split(step), _dense(grads[0]).split(step), z.split(step), strict=True))
+        sums: list[Tensor] = []
+        for part, dz, out in pieces:
+            picked, _ = torch.ops.aten.max_pool2d_with_indices(part, *ctx.pool)
+            grad = _rows(torch.ops.aten.threshold_backward(dz, out, 0))
+            sums.append(torch.stack([grad.sum(0), _rows(picked).sub_(mean).mul_(rate).mul_(grad).sum(0)]))
+        sum_g, sum_gs = torch.stack(sums).sum(0)
+        k, slope, offset = _slope_and_offset(x, weight, mean, rate, sum_g, sum_gs)
+        for part, dz, out in pieces:
+            _, places = torch.ops.aten.max_pool2d_with_indices(part, *ctx.pool)
+            grad = _rows(torch.ops.aten.threshold_backward(dz, out, 0))
+            torch.addcmul(offset, _rows(part), slope, out=_rows(part))
+            _spread(part, grad * k, places)
+        return x, sum_gs, sum_g, None, None
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,11 +206,13 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, total / count
 
 
-def _summed_product(one: Tensor, two: Tensor) -> Tensor:
-    """The sum over rows of a product that is made piece by piece."""
-    step = max(1, _PIECE // one.shape[1])
-    parts = [(a * b).sum(0) for a, b in zip(one.split(step), two.split(step), strict=True)]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+def _slope_and_offset(
+    x: Tensor, weight: Tensor, mean: Tensor, rate: Tensor, sum_g: Tensor, sum_gs: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient as k g + slope x + offset."""
+    count, k = x.numel() // x.shape[1], weight * rate
+    slope = -k * rate * sum_gs / count
+    return k, slope, -k * sum_g / count - slope * mean
 
 
 def _samples_of_piece(x: Tensor) -> int:
@@ -199,4 +242,4 @@ def _image(rows: Tensor, like: Tensor) -> Tensor:
 
 def _spread(x: Tensor, rows: Tensor, places: Tensor) -> None:
     """Add values to the places of ``x`` that they were picked from."""
-    _samples(x).scatter_add_(1, _samples(places).long(), rows.view(places.shape[0], -1, places.shape[1]))
+    _samples(x).scatter_add_(1, _samples(places), rows.view(places.shape[0], -1, places.shape[1]))

@@ -1,6 +1,10 @@
 """Floor 5: results to one self-contained page. Sees dataclasses, never a model; jinja2 and matplotlib are an extra."""
 
 from frostline.report.curves import Curve as Curve
+from frostline.report.meta_page import AccuracyLine as AccuracyLine
+from frostline.report.meta_page import MetaPage as MetaPage
+from frostline.report.meta_page import VariationLine as VariationLine
+from frostline.report.meta_page import render_meta as render_meta
 from frostline.report.module_tree import HeldEntry as HeldEntry
 from frostline.report.module_tree import MovedEntry as MovedEntry
 from frostline.report.norm_charts import LayerLine as LayerLine

@@ -77,6 +77,7 @@ class Chart:
 
     Attributes:
         title: the quantity.
+        over: what is counted from left to right.
         svg: the picture as SVG for the inside of an HTML page; safe to insert as it is.
         text: what the picture shows, in words.
         series: a row for each phase.
@@ -85,6 +86,7 @@ class Chart:
     """
 
     title: str
+    over: str
     svg: str
     text: str
     series: tuple[Series, ...]
@@ -96,7 +98,7 @@ _WIDTH, _HEIGHT = 480, 236
 _CROWDED = 24
 
 
-def draw_charts(curves: Sequence[Curve], *, metric: str = "accuracy") -> tuple[Chart, ...]:
+def draw_charts(curves: Sequence[Curve], *, metric: str = "accuracy", over: str = "epoch") -> tuple[Chart, ...]:
     """Draw one chart for each quantity, with its phases as lines.
 
     A phase looks the same in every chart, all charts share the epochs, and charts of one quantity for several heads
@@ -106,6 +108,7 @@ def draw_charts(curves: Sequence[Curve], *, metric: str = "accuracy") -> tuple[C
     Args:
         curves: the curves; those of one name share a chart.
         metric: the quantity that is a share in 0..1 and is printed as percent.
+        over: what ``epochs`` count, in the singular.
 
     Raises:
         MissingExtra: matplotlib is not installed, and there is something to draw.
@@ -131,7 +134,7 @@ def draw_charts(curves: Sequence[Curve], *, metric: str = "accuracy") -> tuple[C
         own = [curve for curve in drawn if curve.name == name]
         kin = [curve for curve in drawn if _quantity(curve) == _quantity(own[0])]
         share = _is_share(own[0], metric)
-        frame = _Frame(_across(drawn), _limits(kin, is_share=share), share, f"frostline-{len(charts)}")
+        frame = _Frame(_across(drawn), _limits(kin, is_share=share), share, over, f"frostline-{len(charts)}")
         charts.append(_chart(own, styles, frame))
     return tuple(charts)
 
@@ -151,6 +154,7 @@ class _Frame:
     epochs: tuple[float, float]
     values: tuple[float, float]
     is_share: bool
+    over: str
     salt: str
 
 
@@ -165,7 +169,9 @@ def _chart(own: list[Curve], styles: dict[str, int], frame: _Frame) -> Chart:
         (start, first), (end, last) = pairs[0], pairs[-1]
         epochs = f"{start:g}" if start == end else f"{start:g}–{end:g}"
         series.append(Series(curve.phase, styles[curve.phase], epochs, said(first), said(last)))
-        sentences.append(f"{curve.phase}: {said(first)} at epoch {start:g}, {said(last)} at epoch {end:g}.")
+        sentences.append(
+            f"{curve.phase}: {said(first)} at {frame.over} {start:g}, {said(last)} at {frame.over} {end:g}."
+        )
     known = [dict(zip(curve.epochs, curve.values, strict=True)) for curve in own]
     rows = tuple(
         (f"{epoch:g}", *(said(values[epoch]) if epoch in values else figures.ABSENT for values in known))
@@ -173,8 +179,9 @@ def _chart(own: list[Curve], styles: dict[str, int], frame: _Frame) -> Chart:
     )
     return Chart(
         title=own[0].name,
+        over=frame.over,
         svg=_draw(own, styles, frame),
-        text=f"{own[0].name} over epochs. {' '.join(sentences)}",
+        text=f"{own[0].name} over {frame.over}s. {' '.join(sentences)}",
         series=tuple(series),
         columns=tuple(curve.phase for curve in own),
         rows=rows,
