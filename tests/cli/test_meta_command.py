@@ -23,7 +23,7 @@ from frostline.cli.meta_command import DEMO, meta
 from frostline.meta import found_data
 from frostline.meta.digits_classes import digits
 from frostline.meta.policy import SOURCES
-from frostline.meta.run import run
+from frostline.meta.run import train
 from frostline.meta.run_settings import MetaConfig
 
 OMNIGLOT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "omniglot"
@@ -72,7 +72,7 @@ def _loaded_once() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    folder = run(MetaConfig(**SMALL), tmp_path_factory.mktemp("trained") / "run").folder
+    folder = train(MetaConfig(**SMALL), tmp_path_factory.mktemp("trained") / "run").folder
     torch.set_num_threads(threads)
     return folder
 

@@ -25,7 +25,7 @@ from frostline.meta import found_data
 from frostline.meta import run as run_module
 from frostline.meta.digits_classes import digits
 from frostline.meta.learner import Learner
-from frostline.meta.run import HOPELESS, resume, run
+from frostline.meta.run import HOPELESS, resume, train
 from frostline.meta.run_learner import build
 from frostline.meta.run_progress import IterationRow, Silent, ValidationRow
 from frostline.meta.run_settings import MetaConfig
@@ -90,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run, not interrupted."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    folder = run(SMALL, tmp_path_factory.mktemp("whole") / "run").folder
+    folder = train(SMALL, tmp_path_factory.mktemp("whole") / "run").folder
     torch.set_num_threads(threads)
     return folder
 
@@ -174,13 +174,13 @@ def test_the_loop_is_the_plain_one(whole: Path):
 
 def test_the_global_random_state_stays_as_it_is(tmp_path: Path):
     before = torch.get_rng_state()
-    run(replace(SMALL, iterations=1), tmp_path / "run")
+    train(replace(SMALL, iterations=1), tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_progress_is_told_what_is_written(tmp_path: Path):
     told = Recorder()
-    run(SMALL, tmp_path / "run", progress=told)
+    train(SMALL, tmp_path / "run", progress=told)
     assert told.begun == (7, 0)
     assert [row.to_json() for row in told.rows] == rows_of(tmp_path / "run")
     assert told.said == ["found scikit-learn digits: 40 classes in 10 groups; classes: train 24, val 8, test 8"]
@@ -190,7 +190,7 @@ def test_without_a_name_the_folder_is_said(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
         told = Recorder()
-        run(replace(SMALL, iterations=1), progress=told)
+        train(replace(SMALL, iterations=1), progress=told)
         assert told.said[0] == f"run folder runs/meta-{number}"
         assert (tmp_path / "runs" / f"meta-{number}" / "results.json").is_file()
 
@@ -212,9 +212,9 @@ def test_every_algorithm_resumes_to_the_same(tmp_path: Path, settings: dict[str,
     """Learned rates, the weights of each step, moving weights of losses, kept statistics: all go on as they were."""
     config = replace(SMALL, **{"iterations": 5, "inner_lr": None, "lr": None, "order": None, **settings})
     one, other = tmp_path / "whole", tmp_path / "cut"
-    run(config, one)
+    train(config, one)
     with pytest.raises(KeyboardInterrupt):
-        run(config, other, progress=StopsAt(5))
+        train(config, other, progress=StopsAt(5))
     resume(other)
     assert_same(other, one)
 
@@ -291,14 +291,14 @@ def test_killed_at_any_write_and_resumed_is_as_if_nothing_had_happened(
     with pytest.MonkeyPatch.context() as patch:
         die_at(patch, file, number, when)
         with pytest.raises(Killed):
-            run(SMALL, folder)
+            train(SMALL, folder)
     resume(folder)
     assert_same(folder, whole)
 
 
 def test_killed_again_and_again(tmp_path: Path, whole: Path):
     folder = tmp_path / "run"
-    begin: Any = lambda: run(SMALL, folder)  # noqa: E731
+    begin: Any = lambda: train(SMALL, folder)  # noqa: E731
     for file, number, when in [("metrics", 3, "half"), ("iteration-4", 1, "half"), ("metrics", 2, "after")]:
         with pytest.MonkeyPatch.context() as patch:
             die_at(patch, file, number, when)
@@ -313,7 +313,7 @@ def test_the_moments_of_learned_weights_matter(tmp_path: Path, whole: Path, monk
     """The twin: a run that goes on without its optimizer's state ends elsewhere, so that the comparison bites."""
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(SMALL, folder, progress=StopsAt(5))
+        train(SMALL, folder, progress=StopsAt(5))
     whole_of = run_module.unpack_learner
     monkeypatch.setattr(run_module, "unpack_learner", lambda learner, _, *packed: whole_of(learner, None, *packed))
     resume(folder)
@@ -343,7 +343,7 @@ def test_a_real_kill_from_outside_and_the_command(tmp_path: Path):
     assert not (killed / "results.json").exists()
     done = subprocess.run([*command, "--resume", killed], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout.startswith("resuming after iteration-"), done.stderr) == (True, "")
-    run(MetaConfig(**{**DEMO, **settings}), reference)
+    train(MetaConfig(**{**DEMO, **settings}), reference)
     assert_same(killed, reference)
     assert (killed / "report.html").read_text().rstrip().endswith("</html>")
 
@@ -400,7 +400,7 @@ def test_other_data_under_a_run_are_named(whole: Path, tmp_path: Path, monkeypat
 def test_a_folder_that_holds_something_is_left_alone(whole: Path, tmp_path: Path):
     before = content(whole)
     with pytest.raises(RunFolderError, match="already holds a run"):
-        run(SMALL, whole)
+        train(SMALL, whole)
     assert content(whole) == before
     with pytest.raises(RunFolderError, match="no run to resume"):
         resume(tmp_path / "nowhere")
@@ -411,7 +411,7 @@ def test_a_folder_that_holds_something_is_left_alone(whole: Path, tmp_path: Path
 def test_what_is_refused_leaves_no_folder(tmp_path: Path):
     for settings in ({"way": 20}, {"queries": 200}, {"network": "conv4"}, {"policy": "frozen", "splits": "nowhere"}):
         with pytest.raises(Exception, match="fix: "):
-            run(replace(SMALL, **settings), tmp_path / "run")
+            train(replace(SMALL, **settings), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -434,7 +434,7 @@ def poisoned(patch: pytest.MonkeyPatch, which: Any) -> None:
 def test_a_task_that_is_nan_stops_the_run_and_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poisoned(monkeypatch, lambda index: index == 9)
     with pytest.raises(InnerLoopDiverged) as caught:
-        run(SMALL, tmp_path / "run")
+        train(SMALL, tmp_path / "run")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("iteration 5: ")
     assert "  kept: the last good checkpoint, 000002.iteration-4.safetensors" in lines
@@ -444,7 +444,7 @@ def test_a_task_that_is_nan_stops_the_run_and_says_what_is_kept(tmp_path: Path, 
 
 def test_or_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poisoned(monkeypatch, lambda index: index in (5, 8, 9))
-    result = run(replace(SMALL, on_nonfinite="skip"), tmp_path / "run")
+    result = train(replace(SMALL, on_nonfinite="skip"), tmp_path / "run")
     rows = [row for row in rows_of(tmp_path / "run") if row["mode"] != "validate"]
     assert [row["skipped"] for row in rows] == [0, 0, 1, 0, 2, 0, 0]
     assert (rows[4]["loss"], rows[4]["accuracy"]) == (None, None)
@@ -455,9 +455,9 @@ def test_or_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_meta_batch_without_a_task_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poisoned(monkeypatch, lambda index: index >= 2)
-    run(replace(SMALL, on_nonfinite="skip", iterations=3, validate_every=9), tmp_path / "several")
+    train(replace(SMALL, on_nonfinite="skip", iterations=3, validate_every=9), tmp_path / "several")
     monkeypatch.undo()
-    run(replace(SMALL, on_nonfinite="skip", iterations=1, validate_every=9), tmp_path / "one")
+    train(replace(SMALL, on_nonfinite="skip", iterations=1, validate_every=9), tmp_path / "one")
     one, several = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "several"))
     assert one == several
 
@@ -468,9 +468,9 @@ def test_a_run_in_which_nothing_comes_any_more_is_stopped(tmp_path: Path, monkey
     config = replace(SMALL, on_nonfinite="skip", iterations=100, meta_batch=2, validate_every=100)
     if cut:
         with pytest.raises(KeyboardInterrupt):
-            run(config, tmp_path / "run", progress=StopsAt(9))
+            train(config, tmp_path / "run", progress=StopsAt(9))
     with pytest.raises(TrainingDiverged, match=rf"iteration {2 + HOPELESS}: every task of {HOPELESS} meta-batches"):
-        resume(tmp_path / "run") if cut else run(config, tmp_path / "run")
+        resume(tmp_path / "run") if cut else train(config, tmp_path / "run")
 
 
 def test_an_error_of_ours_in_a_step_leaves_a_run_that_goes_on(
@@ -487,6 +487,6 @@ def test_an_error_of_ours_in_a_step_leaves_a_run_that_goes_on(
 
     monkeypatch.setattr(Learner, "backward", failing)
     with pytest.raises(MemoryError):
-        run(SMALL, tmp_path / "run")
+        train(SMALL, tmp_path / "run")
     resume(tmp_path / "run")
     assert_same(tmp_path / "run", whole)

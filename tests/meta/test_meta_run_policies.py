@@ -18,7 +18,7 @@ from frostline.meta.evaluate import evaluate
 from frostline.meta.gradient_learner import GradientLearner
 from frostline.meta.policy import SOURCES
 from frostline.meta.population import measure_population
-from frostline.meta.run import run
+from frostline.meta.run import train
 from frostline.meta.run_learner import build, unpack_learner
 from frostline.meta.run_policies import POPULATION_TASKS, evaluate_policies
 from frostline.meta.run_settings import MetaConfig
@@ -44,7 +44,7 @@ def _prepared() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(SMALL, tmp_path_factory.mktemp("policies") / "run").folder
+    return train(SMALL, tmp_path_factory.mktemp("policies") / "run").folder
 
 
 @pytest.fixture

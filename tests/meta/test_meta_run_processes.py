@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from frostline.errors import ModelError
-from frostline.meta.run import run
+from frostline.meta.run import train
 from frostline.meta.run_processes import Processes, join
 from frostline.meta.run_settings import MetaConfig
 
@@ -37,10 +37,10 @@ CHILD = """
 import os, sys, json
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
-from frostline.meta.run import run, resume
+from frostline.meta.run import train, resume
 from frostline.meta.run_settings import MetaConfig
 folder, settings, resuming = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "resume"
-result = resume(folder) if resuming else run(MetaConfig(**settings), folder)
+result = resume(folder) if resuming else train(MetaConfig(**settings), folder)
 print(json.dumps([result.results["evaluation"]["rows"], dist.get_rank()]))
 sys.stdout.flush()
 # Leaving in order, and without what an interpreter tears down: a process that is faster would break the others' links.
@@ -91,7 +91,7 @@ def in_two(folder: Path, script: Path, mode: str = "run") -> list[Any]:
 def test_two_processes_give_the_weights_of_one_and_one_of_them_writes(tmp_path: Path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = run(MetaConfig(**SETTINGS), tmp_path / "alone")
+    alone = train(MetaConfig(**SETTINGS), tmp_path / "alone")
     torch.set_num_threads(threads)
     first, second = in_two(tmp_path / "two", tmp_path / "child.py")
     assert first == second

@@ -199,7 +199,7 @@ def meta(
     from frostline.meta.presets import DIFFERS
     from frostline.meta.presets import preset as settings_of
     from frostline.meta.run import resume as resume_run
-    from frostline.meta.run import run
+    from frostline.meta.run import train
     from frostline.meta.run_settings import MetaConfig
 
     try:
@@ -218,7 +218,7 @@ def meta(
                 if preset is not None:
                     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in published.items())
                     live.say(f"preset {preset}: {told}; {DIFFERS[preset]}")
-                result = run(MetaConfig(**{**(DEMO if demo else {}), **published, **given}), out, progress=live)
+                result = train(MetaConfig(**{**(DEMO if demo else {}), **published, **given}), out, progress=live)
             table: dict[str, Any] = {}
             compared = None
             if demo and FIRST_PROCESS:

@@ -37,7 +37,7 @@ from frostline.meta.rates import Rates as Rates
 from frostline.meta.reptile import Reptile as Reptile
 from frostline.meta.run import MetaResult as MetaResult
 from frostline.meta.run import resume as resume
-from frostline.meta.run import run as train
+from frostline.meta.run import train as train
 from frostline.meta.run_policies import PolicyTable as PolicyTable
 from frostline.meta.run_policies import evaluate_policies as evaluate_policies
 from frostline.meta.run_settings import MetaConfig as MetaConfig

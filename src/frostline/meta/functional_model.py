@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from frostline.attach.ledger import holds_statistics
 from frostline.errors import PolicyError, UnsupportedModel, name_some
@@ -292,7 +292,7 @@ def check_not_lazy(model: nn.Module) -> None:
         UnsupportedModel: the first few are named.
     """
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    lazy = [path for path, tensor in tensors if isinstance(tensor, UninitializedTensorMixin)]
+    lazy = [path for path, tensor in tensors if is_lazy(tensor)]
     if lazy:
         raise UnsupportedModel(
             f"{type(model).__name__} has lazy layers, whose shapes are not known yet\n"

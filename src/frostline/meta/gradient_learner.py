@@ -58,7 +58,8 @@ class GradientLearner(Learner):
         selectors = adapt if isinstance(adapt, (list, tuple)) else (adapt,)
         self._selected = self._chosen(cast("Sequence[Selector]", selectors))
         values = self.values()
-        self.rates = Rates({path: values[path] for path in self._selected}, start=inner_lr, steps=steps, learn=learn_rates)
+        selected = {path: values[path] for path in self._selected}
+        self.rates = Rates(selected, start=inner_lr, steps=steps, learn=learn_rates)
 
     @property
     def adapted(self) -> tuple[str, ...]:

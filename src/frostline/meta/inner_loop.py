@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from frostline.meta.recomputed import recomputed
 
 Graph = Literal["no", "first", "second"]
 Loss = Callable[[Any, Tensor], Tensor]
+_Grads = tuple[Tensor | None, ...]
 # The buffers after a pass, and mean and variance of what each layer was given.
 _Aside = tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]
 
@@ -169,7 +170,8 @@ def _gradient(
         return loss, [g.detach() for g in grads] if loop.graph != "second" else list(grads), aside
     with torch.enable_grad():
         loss, aside = run(params)
-        found = torch.autograd.grad(loss, params, create_graph=loop.graph == "second", allow_unused=True)
+        second = loop.graph == "second"
+        found = cast("_Grads", torch.autograd.grad(loss, params, create_graph=second, allow_unused=True))
     # What the loss does not depend on stays where it is.
     grads = [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)]
     return loss, grads, aside

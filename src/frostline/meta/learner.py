@@ -134,8 +134,8 @@ class Learner(nn.Module, ABC):
             threads: tasks at a time, each with one intra-op thread; by default as many as PyTorch's intra-op threads on
                 a CPU, and one on other devices. A model that draws random numbers in its passes runs one after
                 the other, so that each task's are its own.
-            vmap: all tasks in one batched pass, ``vmap`` over ``grad``, which takes the memory of all of them. The first
-                use compares it with the loop, in float64. By default it is used on a GPU where it is exact.
+            vmap: all tasks in one batched pass, ``vmap`` over ``grad``, which takes the memory of all of them. The
+                first use compares it with the loop, in float64. By default it is used on a GPU where it is exact.
             on_nonfinite: ``stop`` raises at a task whose loss or gradient is NaN or infinite, or whose inner loop blows
                 up; ``skip`` leaves it out, and counts it in :attr:`MetaBatch.skipped`.
 
@@ -241,7 +241,12 @@ class Learner(nn.Module, ABC):
         return max(1, min((torch.get_num_threads() if on_cpu else 1) if asked is None else asked, tasks))
 
     def _gradients(
-        self, tasks: Sequence[Task], trained: list[nn.Parameter], threads: int | None, vmap: bool | None, how: OnNonfinite
+        self,
+        tasks: Sequence[Task],
+        trained: list[nn.Parameter],
+        threads: int | None,
+        vmap: bool | None,
+        how: OnNonfinite,
     ) -> GradientSum:
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         rank = dist.get_rank() if world > 1 else 0

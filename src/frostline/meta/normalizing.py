@@ -5,14 +5,15 @@ They write to nothing, so that one layer can be run for several tasks at a time,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-class LayerStatistics(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
     """Mean and variance per channel, as values.
 
     Attributes:
@@ -152,9 +153,7 @@ def _own_moments(x: Tensor, *, over_channels: bool) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _standard(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
+def _standard(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     shape = [1, -1, *[1] * (x.ndim - 2)]
     y = ((x - mean) * (var + eps).rsqrt()).to(x.dtype)
     if weight is not None:

@@ -53,7 +53,7 @@ class MetaResult:
     results: dict[str, Any]
 
 
-def run(config: MetaConfig, out: str | Path | None = None, *, progress: Progress | None = None) -> MetaResult:
+def train(config: MetaConfig, out: str | Path | None = None, *, progress: Progress | None = None) -> MetaResult:
     """Train a few-shot learner and evaluate it.
 
     Everything that can be refused is refused before the run folder is made. Tasks are functions of the seed and their
@@ -75,7 +75,7 @@ def run(config: MetaConfig, out: str | Path | None = None, *, progress: Progress
         >>> from frostline.meta.run_settings import MetaConfig
         >>> config = MetaConfig(way=2, steps=1, iterations=2, meta_batch=2, width=4, eval_tasks=10, validate_tasks=5)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     result = run(config, f"{folder}/run")
+        ...     result = train(config, f"{folder}/run")
         >>> [(row.kind, row.queries) for row in result.evaluation.rows][:2]
         [('transductive', 1), ('transductive', 5)]
     """
