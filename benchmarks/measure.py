@@ -76,9 +76,9 @@ def compare(name: str, side: Side, baseline: Side, *, rounds: int, goal: float |
         baseline.seconds()
     while len(times) < rounds:
         order = (side, baseline) if len(times) % 2 == 0 else (baseline, side)
-        others = _others()
+        watched = others()
         taken = {each: each.seconds() for each in order}
-        disturbed = others() > QUIET
+        disturbed = watched() > QUIET
         if disturbed and result.repeated_rounds < rounds:
             result.repeated_rounds += 1
             continue
@@ -162,7 +162,7 @@ def resnet(name: str, images: torch.Tensor) -> torch.nn.Module:
     return model
 
 
-def _others() -> Callable[[], float]:
+def others() -> Callable[[], float]:
     """Starts to watch; the result says what share of the machine other processes have taken since."""
     start = (time.perf_counter(), _busy(), time.process_time())
 

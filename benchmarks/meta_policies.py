@@ -5,6 +5,7 @@ tasks of characters that it has not seen. The run is shorter and the net narrowe
 order, not the last percent. Nothing guards the inner loop here: what blows up shows as chance.
 
     python benchmarks/meta_policies.py [--train POLICY ...] [--seeds N] [--iterations N] [--width N] [--tasks N]
+                                       [--inner-lr R]
 
 Each trained net adds its rows to ``results/meta_policies.json``; nets that are there under the same settings are kept.
 """
@@ -58,6 +59,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--tasks", type=int, default=600)
+    parser.add_argument("--inner-lr", type=float, default=INNER_LR)
     options = parser.parse_args()
     if not DATA.is_dir():
         print(f"Omniglot is not in {DATA}: nothing measured", file=sys.stderr)
@@ -68,7 +70,6 @@ def main() -> int:
         "iterations": options.iterations,
         "meta_batch": BATCH,
         "width": options.width,
-        "inner_lr": INNER_LR,
         "steps": STEPS,
         "lr": LR,
         "test_tasks": options.tasks,
@@ -78,14 +79,14 @@ def main() -> int:
     if target.is_file():
         before = json.loads(target.read_text(encoding="utf-8"))
         nets = before["nets"] if before["setting"] == setting else []
-    have = {(net["train"], net["seed"]) for net in nets}
+    have = {(net["train"], net["seed"], net["inner_lr"]) for net in nets}
     for seed in range(options.seeds):
         splits = meta.Splits.draw(classes, {"train": 1100, "val": 100, "test": "rest"}, seed=seed)
         tasks = meta.Tasks(classes, way=WAY, shot=SHOT, queries=QUERIES, splits=splits, seed=seed)
         for policy in options.train:
-            if (policy, seed) in have:
+            if (policy, seed, options.inner_lr) in have:
                 continue
-            nets.append(_net(policy, seed, tasks, options.iterations, options.width, options.tasks))
+            nets.append(_net(policy, seed, tasks, options))
             result = {"schema_version": SCHEMA_VERSION, "machine": machine(), "setting": setting, "nets": nets}
             result["tasks"] = tasks.describe()
             replace_file(target, (json.dumps(finite(result), indent=1) + "\n").encode())
@@ -93,12 +94,13 @@ def main() -> int:
     return 0
 
 
-def _net(policy: str, seed: int, tasks: meta.Tasks, iterations: int, width: int, count: int) -> dict[str, Any]:
+def _net(policy: str, seed: int, tasks: meta.Tasks, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(seed)
-    learner = meta.MAML(conv4(WAY, width=width), inner_lr=INNER_LR, steps=STEPS, policy=policy, guard=None)
+    model = conv4(WAY, width=options.width)
+    learner = meta.MAML(model, inner_lr=options.inner_lr, steps=STEPS, policy=policy, guard=None)
     outer = torch.optim.Adam(learner.parameters(), LR)
     began, losses, skipped = time.perf_counter(), [], 0
-    for iteration in range(iterations):
+    for iteration in range(options.iterations):
         outer.zero_grad()
         batch = learner.backward(tasks.batch("train", iteration * BATCH, BATCH), on_nonfinite="skip")
         outer.step()
@@ -109,7 +111,7 @@ def _net(policy: str, seed: int, tasks: meta.Tasks, iterations: int, width: int,
     varies = meta.variation(learner, drawn).to_json() if policy in ("batch", "support") else None
     if all(torch.isfinite(p).all() for p in learner.parameters()):
         learner.statistics = meta.measure_population(learner, drawn)
-    found = meta.evaluate(learner, tasks, count=count, policies=TEST)
+    found = meta.evaluate(learner, tasks, count=options.tasks, policies=TEST)
     rows = [
         {"test": row.policy, "kind": row.kind, "accuracy": row.accuracy, "interval": row.interval, "tasks": row.tasks}
         for row in found.rows
@@ -117,6 +119,7 @@ def _net(policy: str, seed: int, tasks: meta.Tasks, iterations: int, width: int,
     return {
         "train": policy,
         "seed": seed,
+        "inner_lr": options.inner_lr,
         "seconds": round(seconds, 1),
         "last_losses": [round(loss, 4) for loss in losses[-10:]],
         "skipped_in_training": skipped,

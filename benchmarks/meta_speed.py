@@ -2,10 +2,10 @@
 
 Four convolutions of 64 channels, 5-way 1-shot with 15 queries a class, 16 tasks, 5 inner steps; random images, which
 cost what others cost. Each side runs its tasks one after the other, with a backward pass for each: the way that is
-leanest for all of them. Times are taken in one process and in turn; peak memory over what the imports and the data
-take, each side in a process of its own. The gradients are compared in float64: in float32 one ReLU or one maximum that
-tips over moves the second-order gradient by up to a per cent, and did so between two runs of one side that differ in
-their threads alone.
+leanest for all of them. Each side has a process of its own, and they take turns; peak memory is counted from what the
+imports and the data take. The gradients are compared in float64: in float32 one ReLU or one maximum that tips over
+moves the second-order gradient by up to a per cent, and did so between two runs of one side that differ in their
+threads alone.
 
 On a machine with a GPU all tasks in one batched pass (``vmap=True``) are compared with higher.
 """
@@ -19,11 +19,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Comparison, Side, compare, rounds_asked_for, write
+from measure import QUIET, Comparison, Side, compare, others, rounds_asked_for, row, write
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -100,12 +101,67 @@ OURS, CHECKPOINTED = "frostline", "frostline, checkpoint_steps"
 SIDES: dict[str, Step] = {**PEERS, OURS: ours, CHECKPOINTED: checkpointed}
 
 
-def side(name: str, net: nn.Module, batch: list[Task]) -> Side:
-    def run() -> None:
-        net.zero_grad()
-        SIDES[name](net, batch)
+class Worker:
+    """A side in a process of its own, as whoever uses it has it: what one has left of memory is nothing to another."""
 
-    return Side(name, run)
+    def __init__(self, name: str) -> None:
+        command = [sys.executable, __file__, "--serve", name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self) -> tuple[float, float]:
+        """Seconds of a meta-step, and the share of the machine that others had of it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print("run", file=self._process.stdin, flush=True)
+        seconds, share = self._process.stdout.readline().split()
+        return float(seconds), float(share)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def serve(name: str) -> None:
+    """Run a meta-step for every line that comes in."""
+    torch.manual_seed(0)
+    net, batch = conv4(WAY), tasks(TASKS)
+    for _ in sys.stdin:
+        net.zero_grad()
+        watched, start = others(), time.perf_counter()
+        SIDES[name](net, batch)
+        print(time.perf_counter() - start, watched(), flush=True)
+
+
+def rounds_of(count: int) -> tuple[list[dict[str, float]], int, int]:
+    """The seconds of all sides in each round, and how many rounds were run again, or kept though disturbed."""
+    workers = {name: Worker(name) for name in SIDES}
+    times: list[dict[str, float]] = []
+    repeated = kept = 0
+    for worker in workers.values():
+        worker.run()
+    while len(times) < count:
+        order = list(workers) if len(times) % 2 == 0 else list(workers)[::-1]
+        found = {name: workers[name].run() for name in order}
+        disturbed = any(share > QUIET for _, share in found.values())
+        if disturbed and repeated < count:
+            repeated += 1
+            continue
+        kept += disturbed
+        times.append({name: seconds for name, (seconds, _) in found.items()})
+    for worker in workers.values():
+        worker.close()
+    return times, repeated, kept
+
+
+def compared(name: str, peer: str, goal: float, found: tuple[list[dict[str, float]], int, int]) -> Comparison:
+    """One side against another, round by round."""
+    times, repeated, kept = found
+    ratios = [each[name] / each[peer] for each in times]
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    result = Comparison(f"meta-step: {name} / {peer}", name, peer, goal, median, (low, high), median <= goal)
+    result.side_seconds, result.baseline_seconds = (statistics.median(t[side] for t in times) for side in (name, peer))
+    result.repeated_rounds, result.disturbed_rounds, result.ratios = repeated, kept, ratios
+    print(row(asdict(result)), flush=True)
+    return result
 
 
 def gradient(name: str, dtype: torch.dtype) -> Tensor:
@@ -188,20 +244,12 @@ def on_cuda(rounds: int) -> Comparison:
 
 def main() -> None:
     rounds = rounds_asked_for(15)
-    torch.set_num_threads(min(2, torch.get_num_threads()))
     peaks = memory()
     apart = differences()
     print("gradients in float64, distance from the plain loop's:", apart, flush=True)
-    torch.manual_seed(0)
-    net, batch = conv4(WAY), tasks(TASKS)
+    found = rounds_of(rounds)
     results = [
-        compare(
-            f"meta-step: {name} / {peer}",
-            side(name, net, batch),
-            side(peer, net, batch),
-            rounds=rounds,
-            goal=goal,
-        )
+        compared(name, peer, goal, found)
         for name, goal in ((OURS, TIME_GOAL), (CHECKPOINTED, CHECKPOINTED_TIME_GOAL))
         for peer in PEERS
     ]
@@ -218,8 +266,10 @@ def _resident() -> int:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     if sys.argv[1:2] == ["--memory"]:
-        torch.set_num_threads(min(2, torch.get_num_threads()))
         print(measured_peak(sys.argv[2]))
+    elif sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2])
     else:
         main()

@@ -75,7 +75,7 @@ class SGD:
             )
             state = (tuple(velocity),)
             grads = [g + self.momentum * v for g, v in zip(grads, velocity, strict=True)] if self.nesterov else velocity
-        return [p - rate * g for p, g, rate in zip(params, grads, rates, strict=True)], state
+        return [_moved(p, g, rate) for p, g, rate in zip(params, grads, rates, strict=True)], state
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ class Adam:
             first.append(m)
             second.append(v)
         return new, (tuple(first), tuple(second))
+
+
+def _moved(parameter: Tensor, step: Tensor, rate: Rate) -> Tensor:
+    """One operator where the rate is a number: as PyTorch's optimizers do it, and half the memory in the graph."""
+    return parameter - rate * step if isinstance(rate, Tensor) else torch.sub(parameter, step, alpha=rate)
 
 
 def functional_form(optimizer: Any) -> InnerOptimizer:

@@ -182,17 +182,19 @@ class _ConsumingNorm(torch.autograd.Function):
         step = _samples_of_piece(x)
         pieces = list(zip(x.split(step), _dense(grads[0]).split(step), z.split(step), strict=True))
         sums: list[Tensor] = []
+        places: list[Tensor] = []
         for part, dz, out in pieces:
-            picked, _ = torch.ops.aten.max_pool2d_with_indices(part, *ctx.pool)
+            picked, at = torch.ops.aten.max_pool2d_with_indices(part, *ctx.pool)
+            # Half the memory; the operators want the wide type again.
+            places.append(at.int())
             grad = _rows(torch.ops.aten.threshold_backward(dz, out, 0))
             sums.append(torch.stack([grad.sum(0), _rows(picked).sub_(mean).mul_(rate).mul_(grad).sum(0)]))
         sum_g, sum_gs = torch.stack(sums).sum(0)
         k, slope, offset = _slope_and_offset(x, weight, mean, rate, sum_g, sum_gs)
-        for part, dz, out in pieces:
-            _, places = torch.ops.aten.max_pool2d_with_indices(part, *ctx.pool)
+        for (part, dz, out), at in zip(pieces, places, strict=True):
             grad = _rows(torch.ops.aten.threshold_backward(dz, out, 0))
             torch.addcmul(offset, _rows(part), slope, out=_rows(part))
-            _spread(part, grad * k, places)
+            _spread(part, grad * k, at.long())
         return x, sum_gs, sum_g, None, None
 
 
