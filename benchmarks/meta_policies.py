@@ -35,7 +35,6 @@ TRAIN = (
     "running",
     "task_norm_i",
     "batch/population",
-    "per_step",
 )
 TEST = (
     "batch",
