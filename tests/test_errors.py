@@ -85,6 +85,7 @@ def test_exit_codes() -> None:
         "UnsafeCheckpoint": 3,
         "NonFiniteStatistics": 3,
         "TrainingDiverged": 3,
+        "InnerLoopDiverged": 3,
         "StorageFull": 3,
     }
     assert codes == dict.fromkeys(codes, 2) | not_two

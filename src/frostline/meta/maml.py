@@ -72,8 +72,8 @@ class MAML(GradientLearner):
         inner_optimizer: see :func:`~frostline.meta.functional_form`.
         learn_rates: see :class:`~frostline.meta.Rates`.
         multi_step: see :class:`MultiStep`.
-        checkpoint_steps: compute each inner step's graph a second time instead of keeping it: less memory, more time,
-            the same gradient to the bit. Statistics are taken in once.
+        checkpoint_steps: compute each inner step's graph a second time instead of keeping it, and take one task after
+            the other: less memory, more time, the same gradient to the bit. Statistics are taken in once.
         guard: stops an inner loop that blows up and says why; ``None`` lets it.
 
     Raises:
@@ -136,7 +136,10 @@ class MAML(GradientLearner):
         self._batches = True
 
     def backward(self, tasks: Sequence[Task], **options: Any) -> MetaBatch:
-        """See :meth:`frostline.meta.Learner.backward`."""
+        """See :meth:`frostline.meta.Learner.backward`; with ``checkpoint_steps`` one task at a time by default."""
+        if self.checkpoint_steps and options.get("threads") is None:
+            # Each thread has the memory of a task, and less memory is what was asked for.
+            options["threads"] = 1
         batch = super().backward(tasks, **options)
         self.iteration += 1
         return batch
