@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -77,16 +76,16 @@ class KeptStatistics:
         if not tasks:
             return self
         running, per_step = dict(self.running), [dict(step) for step in self.per_step]
-        passes = len(self.per_step)
-        for place, task in enumerate(tasks):
-            for step, seen in enumerate(task):
-                for path, layer in seen.items():
-                    momentum = momenta[path]
-                    count = self.updates * len(tasks) + place
-                    all_share = 1 / (count * passes + step + 1) if momentum is None else momentum
-                    running[path] = _moved(running[path], layer, all_share)
-                    step_share = 1 / (count + 1) if momentum is None else momentum
-                    per_step[step][path] = _moved(per_step[step][path], layer, step_share)
+        passes, before = len(self.per_step), self.updates * len(tasks)
+        for path in self.running:
+            momentum = momenta[path]
+            met = [(p, s, task[s][path]) for p, task in enumerate(tasks) for s in range(passes) if path in task[s]]
+            shares = [1 / ((before + p) * passes + s + 1) if momentum is None else momentum for p, s, _ in met]
+            running[path] = _moved(running[path], [layer for _, _, layer in met], shares)
+            for step, now in enumerate(per_step):
+                own = [(p, layer) for p, s, layer in met if s == step]
+                shares = [1 / (before + p + 1) if momentum is None else momentum for p, _ in own]
+                now[path] = _moved(now[path], [layer for _, layer in own], shares)
         share = self.share if self.updates else 1.0
         met = population_of(tasks)
         population = tuple(
@@ -177,15 +176,32 @@ def population_of(tasks: Sequence[Observed]) -> list[dict[str, LayerStatistics]]
         5.0
     """
     return [
-        {path: reduce(LayerStatistics.merged, (task[step][path] for task in tasks)) for path in tasks[0][step]}
+        {path: _together([task[step][path] for task in tasks if path in task[step]]) for path in tasks[0][step]}
         for step in range(len(tasks[0]))
     ]
 
 
-def _moved(old: LayerStatistics, new: LayerStatistics, share: float) -> LayerStatistics:
-    return LayerStatistics(
-        (1 - share) * old.mean + share * new.mean, (1 - share) * old.var + share * new.unbiased, old.count
-    )
+def _together(layers: Sequence[LayerStatistics]) -> LayerStatistics:
+    """The statistics of the values of several sets: the mean of the variances, and the variance of the means."""
+    count = sum(layer.count for layer in layers)
+    means, variances = (torch.stack(each) for each in zip(*((one.mean, one.var) for one in layers), strict=True))
+    shares = means.new_tensor([layer.count / count for layer in layers])
+    mean = shares @ means
+    return LayerStatistics(mean, shares @ (variances + (means - mean).square()), count)
+
+
+def _moved(old: LayerStatistics, new: Sequence[LayerStatistics], shares: Sequence[float]) -> LayerStatistics:
+    """A moving average that takes in one after the other, each with its share; all in one product of matrices."""
+    if not new:
+        return old
+    left, weights = 1.0, list[float]()
+    for share in reversed(shares):
+        weights.append(left * share)
+        left *= 1 - share
+    # Variances divided by one less than the count, as PyTorch keeps them.
+    means, variances = torch.stack([one.mean for one in new]), torch.stack([one.unbiased for one in new])
+    by = means.new_tensor(weights[::-1])
+    return LayerStatistics(left * old.mean + by @ means, left * old.var + by @ variances, old.count)
 
 
 def _mixed(old: LayerStatistics, new: LayerStatistics, share: float) -> LayerStatistics:
