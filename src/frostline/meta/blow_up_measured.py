@@ -137,7 +137,7 @@ def _feeding(learner: GradientLearner, passes: Passes, values: Mapping[str, Tens
     params = {path: values[path].detach().requires_grad_() for path in learner.adapted}
     own = set(governed_layers(learner.model))
     with torch.enable_grad():
-        settings = replace(passes._settings(passes.policy.inner_source(0), 0), observe="graph")
+        settings = replace(passes.settings(passes.policy.inner_source(0), 0), observe="graph")
         all_values = {**values, **params, **passes.norms.affine_of(0)}
         observed = passes.run(all_values, settings, passes.support, passes.run.buffers).observed
     left = [path for path in params if path.rpartition(".")[0] not in own]

@@ -42,7 +42,7 @@ class Passes:
     def inner(self, values: Values, step: int, buffers: Values, *, observe: bool) -> Result:
         """Run the support set in an inner step, counted from 0."""
         source = self.policy.inner_source(step)
-        settings = self._settings(source, step)
+        settings = self.settings(source, step)
         settings = replace(settings, observe="values" if observe else "no")
         return self.run({**values, **self.norms.affine_of(step)}, settings, self.support, buffers)
 
@@ -62,7 +62,7 @@ class Passes:
         values = {**values, **self.norms.affine_of(None)}
         if source == "reptile":
             return self._one_by_one(values, inputs, buffers, observe=observe)
-        settings = replace(self._settings(source, None), once=graph)
+        settings = replace(self.settings(source, None), once=graph)
         if source == "support" or source.startswith("task_norm"):
             settings = replace(settings, given=self.of_support(values, source, buffers, graph=graph))
         return self.run(values, replace(settings, observe="values" if observe else "no"), inputs, buffers)
@@ -70,10 +70,11 @@ class Passes:
     def of_support(self, values: Values, source: str, buffers: Values, *, graph: bool) -> Mapping[str, LayerStatistics]:
         """The statistics of the support set with these weights."""
         how: Literal["graph", "values"] = "graph" if graph else "values"
-        use = self._settings("batch" if source == "support" else source, None)
+        use = self.settings("batch" if source == "support" else source, None)
         return self.run(values, replace(use, observe=how), self.support, buffers).observed
 
-    def _settings(self, source: str, step: int | None) -> Pass:
+    def settings(self, source: str, step: int | None) -> Pass:
+        """What a source means for an inner step, counted from 0, or for the query pass (``None``)."""
         if source in ("batch", "support", "reptile"):
             return Pass("given" if source == "support" and step is None else "batch", vmapped=self.vmapped)
         if source in ("frozen", "running", "population", "per_step"):
