@@ -8,9 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:  # importing it would import torch, and `--help` should not wait for that
+    from typing_extensions import Self
+
     from frostline.finetune.metrics import EpochRow
 
 # Launchers start several processes of the same command; the first speaks for all of them.
@@ -36,27 +38,27 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-class Live:
-    """Shows a run: a moving bar in a terminal, and a line for each epoch anywhere.
+class BarAndLines:
+    """A moving bar in a terminal, and lines anywhere.
 
     Args:
         console: where to.
+        columns: of the bar, behind the description and the bar itself.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self._console = console
         self._bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
+            *columns,
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -66,6 +68,20 @@ class Live:
     def say(self, line: str) -> None:
         """A sentence about what happens now."""
         self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Live(BarAndLines):
+    """Shows a run: a moving bar in a terminal, and a line for each epoch anywhere.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, TextColumn("{task.fields[note]}"), TimeElapsedColumn())
 
     def begin(self, phase: str, epochs: int, done: int) -> None:
         """A phase begins, or goes on after ``done`` epochs."""
@@ -89,6 +105,3 @@ class Live:
             f"  epoch {row.epoch:>{width}}/{row.epochs}  loss {row.loss:.4f}  accuracy {row.accuracy:7.2%}  "
             f"{row.seconds:.1f} s"
         )
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from frostline.cli.console import count
+from frostline.cli.console import BarAndLines, count
 
 if TYPE_CHECKING:  # importing it would import torch, and `--help` should not wait for that
     from frostline.meta.run_progress import IterationRow, ValidationRow
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # importing it would import torch, and `--help` should not wa
 LINES = 10
 
 
-class MetaLive:
+class MetaLive(BarAndLines):
     """Shows a run.
 
     Args:
@@ -24,32 +24,10 @@ class MetaLive:
     """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}  {task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID | None = None
+        note = TextColumn("{task.completed}/{task.total}  {task.fields[note]}")
+        super().__init__(console, note, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self._iterations = 0
         self._rows: list[IterationRow] = []
-
-    def __enter__(self) -> MetaLive:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """A sentence about what happens now."""
-        self._print(line)
 
     def begin(self, iterations: int, done: int) -> None:
         """Training begins, or goes on after ``done`` iterations."""
@@ -84,9 +62,6 @@ class MetaLive:
         else:
             told = f"accuracy {row.accuracy:.1%} ± {100 * (row.interval or 0):.1f} on {count(row.tasks, 'task')}"
         self._print(f"    validation after {row.iteration:,}: {told}")
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _figures(rows: list[IterationRow]) -> str:

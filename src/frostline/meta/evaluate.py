@@ -213,11 +213,8 @@ def _rows(
                 for size in sizes
             }
 
-        def consume(results: Iterator[Any]) -> list[Any]:
-            return list(results)
-
         drawn = _Drawn(source, split, indices, next(learner.parameters()).device)
-        for one in learner.over_tasks(measure, drawn, consume, threads=threads, training=False):
+        for one in learner.over_tasks(measure, drawn, list, threads=threads, training=False):
             if isinstance(one, str):
                 for policy in group:
                     blown.setdefault(policy, []).append(one)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -21,6 +20,7 @@ from frostline.meta.leak_report import Leak, LeakReport
 from frostline.meta.learner import Learner
 from frostline.meta.policy import SOURCES, Policy
 from frostline.meta.task import Task
+from frostline.norms.untouched import random_state_kept
 
 Adapt: TypeAlias = Callable[[Any, Task], Any]
 Results: TypeAlias = "dict[str, Tensor]"
@@ -169,7 +169,7 @@ class _Check:
             return self._seeded(run, task)
 
         try:
-            with _generators_as_before(self.model):
+            with random_state_kept():
                 try:
                     alone: dict[str, Results] = {}
                     for name, task in (("A", task_a), ("B", task_b)):
@@ -274,16 +274,3 @@ def _tensors(found: Any) -> Results:
             "  fix: return the logits of the query set, or a mapping or sequence of tensors"
         )
     return tensors
-
-
-@contextlib.contextmanager
-def _generators_as_before(model: nn.Module) -> Generator[None]:
-    """Put the global generators back afterwards."""
-    devices = sorted({t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
