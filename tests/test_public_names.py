@@ -16,7 +16,9 @@ PUBLIC = [
     "audit",
     "checkpoint",
     "diagnose",
+    "doctor",
     "errors",
+    "examine",
     "explain",
     "findings",
     "finetune",
@@ -36,9 +38,11 @@ PUBLIC = [
     "snapshot",
     "state",
     "tasks",
+    "watch",
 ]
 VERBS = {
     "diagnose",
+    "examine",
     "explain",
     "freeze",
     "frozen",
@@ -48,6 +52,7 @@ VERBS = {
     "recalibrate",
     "replace_head",
     "snapshot",
+    "watch",
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from frostline import audit as audit
     from frostline import checkpoint as checkpoint
+    from frostline import doctor as doctor
     from frostline import errors as errors
     from frostline import findings as findings
     from frostline import finetune as finetune
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from frostline import report as report
     from frostline import state as state
     from frostline import tasks as tasks
+    from frostline.audit.watch import watch as watch
     from frostline.checkpoint.plan_load import plan_load as plan_load
+    from frostline.doctor.examine import examine as examine
     from frostline.freezing.explain import explain as explain
     from frostline.freezing.verbs import freeze as freeze
     from frostline.freezing.verbs import frozen as frozen
@@ -38,6 +41,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "diagnose": "frostline.norms.diagnose",
+    "examine": "frostline.doctor.examine",
     "explain": "frostline.freezing.explain",
     "freeze": "frostline.freezing.verbs",
     "frozen": "frostline.freezing.verbs",
@@ -47,12 +51,15 @@ _NAMES = {
     "recalibrate": "frostline.norms.recalibrate",
     "replace_head": "frostline.heads.replace",
     "snapshot": "frostline.state.snapshot",
+    "watch": "frostline.audit.watch",
 }
 __all__ = [
     "audit",
     "checkpoint",
     "diagnose",
+    "doctor",
     "errors",
+    "examine",
     "explain",
     "findings",
     "finetune",
@@ -72,6 +79,7 @@ __all__ = [
     "snapshot",
     "state",
     "tasks",
+    "watch",
 ]
 
 

@@ -18,6 +18,7 @@
     │   ├── DomainError                   a domain is unknown, missing or has no samples
     │   └── CannotConvert                 a layer cannot be turned into what was asked for
     ├── MissingExtra (ImportError)        an optional dependency is not installed
+    ├── ScriptError (ValueError)          a script cannot be run
     ├── ModelError (ValueError)           a model cannot be built or does not fit its task
     ├── DataError (ValueError)            a data folder cannot be used
     │   └── CorruptData                   a file in it cannot be read
@@ -29,6 +30,7 @@
     │   └── InnerLoopDiverged             adapting to a task blew up; carries ``report``
     ├── MetaError (ValueError)            a few-shot learner and its tasks do not go together
     │   └── PolicyError                   no such statistics policy, or none that this model can have
+    ├── BaselineError (ValueError)        a file of known findings cannot be used
     ├── CannotWrite (OSError)             a file cannot be written
     └── StorageFull (OSError)             the disk has no space left
     FrostlineWarning (UserWarning)
@@ -135,6 +137,10 @@ class MissingExtra(FrostlineError, ImportError):
     """An optional dependency is not installed; the message says how to install it."""
 
 
+class ScriptError(FrostlineError, ValueError):
+    """A script that was to be run does not exist or cannot be read."""
+
+
 class ModelError(FrostlineError, ValueError):
     """A model cannot be built, or does not fit what it is asked to do."""
 
@@ -196,6 +202,10 @@ class MetaError(FrostlineError, ValueError):
 
 class PolicyError(MetaError):
     """A statistics policy does not exist, or is none that this model can have."""
+
+
+class BaselineError(FrostlineError, ValueError):
+    """A file of known findings is missing, damaged or of another version."""
 
 
 class CannotWrite(FrostlineError, OSError):

@@ -11,7 +11,7 @@ import pytest
 
 import frostline
 
-COMMANDS = ["finetune", "explain", "diagnose", "recalibrate"]
+COMMANDS = ["finetune", "explain", "doctor", "rule", "diagnose", "recalibrate"]
 
 
 def program(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ from frostline.cli import (
     convert_command,
     diagnose_command,
     diff_command,
+    doctor_command,
     explain_command,
     finetune_command,
     groups_command,
@@ -20,6 +21,7 @@ from frostline.cli import (
     meta_command,
     plan_command,
     recalibrate_command,
+    rule_command,
     verify_command,
 )
 from frostline.cli.console import ERRORS
@@ -41,6 +43,14 @@ app.command("diagnose", short_help=diagnose_command.SHORT, epilog=diagnose_comma
 app.command("recalibrate", short_help=recalibrate_command.SHORT, epilog=recalibrate_command.EXAMPLES)(
     recalibrate_command.recalibrate
 )
+app.command(
+    "doctor",
+    short_help=doctor_command.SHORT,
+    epilog=doctor_command.EXAMPLES,
+    # Behind the script everything is the script's.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(doctor_command.doctor)
+app.command("rule", short_help=rule_command.SHORT, epilog=rule_command.EXAMPLES)(rule_command.rule)
 app.add_typer(meta_command.app, name="meta", short_help=meta_command.SHORT)
 app.command("groups", short_help=groups_command.SHORT, epilog=groups_command.EXAMPLES)(groups_command.groups)
 app.command("inspect", short_help=inspect_command.SHORT, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)

@@ -1,0 +1,67 @@
+"""F115: the trunk is called `trunk`, and the filter looks for `backbone`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import frostline as fl
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+def train(model, optimizer, steps: int) -> None:
+    model.train()
+    for _ in range(steps):
+        x, y = torch.randn(16, 4), torch.randint(3, (16,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def failing(steps: int = 4):
+    torch.manual_seed(0)
+    with fl.watch() as seen:
+        model = Net()
+        for name, p in model.named_parameters():
+            if name.startswith("backbone."):  # <- F115
+                p.requires_grad = False
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        train(model, optimizer, steps)
+    return seen
+
+
+def everything(steps: int = 4):
+    torch.manual_seed(0)
+    watcher = fl.watch()
+    try:
+        with watcher as seen:
+            model = Net()
+            for name, p in model.named_parameters():
+                if "bn" or "norm" in name:  # noqa: SIM222 # <- F115
+                    p.requires_grad = False
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            train(model, optimizer, steps)
+    except RuntimeError:
+        pass
+    return seen
+
+
+def twin(steps: int = 4):
+    torch.manual_seed(0)
+    with fl.watch() as seen:
+        model = Net()
+        for name, p in model.named_parameters():
+            if name.startswith("trunk."):
+                p.requires_grad = False
+        optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
+        train(model, optimizer, steps)
+    return seen

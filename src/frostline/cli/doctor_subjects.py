@@ -1,0 +1,77 @@
+"""What a finding is about: its place in the model, what was meant to happen there and what did, in a few words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing them would import torch, and `--help` should not wait for that
+    from frostline.audit.places import Place
+    from frostline.audit.seen import Seen
+    from frostline.findings import Finding
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a finding is about.
+
+    Attributes:
+        name: the dotted path, with the name of its model where there are several.
+        more: how many other entries it concerns.
+        type: the class of the module, model or optimizer; empty where it is not known.
+        meant: what was meant to happen there; empty where nothing was.
+        observed: what did.
+    """
+
+    name: str
+    more: int = 0
+    type: str = ""
+    meant: str = ""
+    observed: str = ""
+
+    @property
+    def contrast(self) -> str:
+        """What was meant against what was observed.
+
+        Example:
+            >>> Subject("bn", meant="declared frozen", observed="moved").contrast
+            'declared frozen, moved'
+        """
+        return ", ".join(part for part in (self.meant, self.observed) if part)
+
+
+def subject_of(finding: Finding, seen: Seen) -> Subject:
+    """What a finding is about, in what was seen."""
+    from frostline.audit.contract import INFERRED
+    from frostline.audit.seen import named
+
+    more = max(len(finding.paths) - 1, 0)
+    model = seen.model(finding.model) or (seen.models[0] if len(seen.models) == 1 else None)
+    optimizer = seen.optimizer(finding.where)
+    if model is None or (optimizer is not None and finding.where not in model.tensors):
+        return Subject(finding.where or finding.model, more, optimizer.type if optimizer else "")
+    if finding.where == model.name and finding.where not in model.tensors and finding.where not in model.modules:
+        return Subject(model.name, more, model.type)
+    name = named(model, finding.where, seen)
+    tensor = model.tensors.get(finding.where)
+    if tensor is not None:
+        observed = "moved" if tensor.moved else "did not move"
+        if tensor.must_stay:
+            meant = f"{'inferred' if tensor.must_stay in INFERRED else 'declared'} frozen"
+        else:
+            meant = "trainable" if tensor.trainable else ""
+        return Subject(name, more, tensor.module_type, meant, observed)
+    module = model.modules.get(finding.where)
+    if module is None:
+        return Subject(name, more)
+    mode = f"in {'train' if module.training_now else 'eval'} mode"
+    if module.must_eval:
+        meant = f"{'inferred' if module.must_eval in INFERRED else 'declared'} eval"
+    else:
+        meant = "frozen" if module.frozen else ""
+    return Subject(name, more, module.type, meant, mode)
+
+
+def line_of(place: Place) -> str:
+    """A place of source as an editor understands it; empty where it is not known."""
+    return str(place) if place.is_known else ""
