@@ -318,6 +318,13 @@ def test_the_contract_that_is_inferred_and_the_one_that_is_declared():
     assert seen.models[0].declared
 
 
+def test_a_contract_that_names_nothing_is_refused_at_once():
+    with pytest.raises(fl.errors.NothingSelected, match="truk"), fl.watch(Net(), contract=fl.audit.Contract(("truk",))):
+        pass
+    with fl.watch(Net(), contract=fl.audit.Contract(("*", "!head*"))):
+        pass
+
+
 def test_a_part_that_no_optimizer_has_is_meant_to_stay():
     model = Net()
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)

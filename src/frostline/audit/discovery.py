@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from frostline.audit.places import frames, kind_of, variables
+from frostline.audit.places import frames, is_users, variables
 from frostline.errors import UnsupportedModel
 from frostline.state import names
 
@@ -99,8 +99,7 @@ def variable_of(value: object, start: FrameType | None, fallback: str) -> str:
     """
     best = ""
     for frame in frames(start):
-        file = frame.f_code.co_filename
-        if kind_of(file) != "user" and not file.startswith("<doctest"):
+        if not is_users(frame):
             continue
         for scope in (variables(frame), frame.f_globals):
             best = _in_scope(value, scope)

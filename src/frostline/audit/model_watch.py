@@ -261,6 +261,15 @@ class ModelWatch:
             row.must_stay = "" if row.may_move else self._reason(row, frozen, some_owned=some_owned)
         self._take_digests()
 
+    def check_contract(self, contract: Contract) -> None:
+        """See that every selector of a contract matches something.
+
+        Raises:
+            NothingSelected: one does not; the nearest paths are named.
+        """
+        for selectors in (contract.frozen, contract.moving, contract.eval):
+            self._selected(selectors)
+
     def _selected(self, selectors: Iterable[Any], *, modules: bool = False) -> set[str]:
         selectors = tuple(selectors)
         if not selectors:

@@ -138,7 +138,7 @@ def user_place(depth: int = 1) -> Place:
     for frame in frames(sys._getframe(depth)):
         file = frame.f_code.co_filename
         kind = kind_of(file)
-        if kind == "user" or (kind == "none" and file.startswith("<doctest")):
+        if is_users(frame):
             return Place(file, frame.f_lineno, frame.f_code.co_name, via)
         if kind == "library" and inner is None:
             name = str(frame.f_globals.get("__name__", ""))
@@ -149,6 +149,13 @@ def user_place(depth: int = 1) -> Place:
                 continue
             inner = frame
     return Place(inner.f_code.co_filename, inner.f_lineno, inner.f_code.co_name, via) if inner else NOWHERE
+
+
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame runs the user's code: from a file, or typed at a prompt, behind ``-c``, in a docstring."""
+    file = frame.f_code.co_filename
+    typed = file in {"<stdin>", "<string>"} and frame.f_globals.get("__name__") == "__main__"
+    return kind_of(file) == "user" or typed or file.startswith("<doctest")
 
 
 _CARRIERS = frozenset({"contextlib", "functools", "runpy", "threading", "concurrent", "pytest", "_pytest", "pluggy"})

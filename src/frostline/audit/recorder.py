@@ -26,7 +26,7 @@ from frostline.audit.model_watch import ModelWatch, check_start
 from frostline.audit.optimizer_watch import OptimizerWatch
 from frostline.audit.places import NOWHERE, Place, kind_of, user_place
 from frostline.audit.tracing import frames_compiled
-from frostline.errors import UnsupportedModel
+from frostline.errors import SelectionError, UnsupportedModel
 from frostline.state import names
 
 # So many events are kept; in a longer loop the oldest give way.
@@ -90,6 +90,8 @@ class Recorder:
         self.steps = 0
         self.cost = 0.0
         self.missed: dict[str, None] = {}
+        # Why the contract that was declared does not fit the model.
+        self.refused: SelectionError | None = None
         self.warnings: list[str] = []
         self.sources: dict[str, None] = {}
         self.live = False
@@ -142,6 +144,8 @@ class Recorder:
             self._enter(names.unwrap(model), outer=model)
         for optimizer in optimizers:
             self.optimizer(optimizer)
+        if self.contract is not None and self.models:
+            self.models[0].check_contract(self.contract)
         parameters = {id(p) for watch in self.models for p in watch.model.parameters()}
         if parameters:
             for optimizer in optimizers_of(parameters):
@@ -260,7 +264,11 @@ class Recorder:
         mentioned = [path for module in parts if (path := watch.path_of(module))]
         # What is declared is about the model that the user named; a second one may have other paths.
         declared = self.contract if watch is self.models[0] else None
-        watch.take_contract(self.count, declared, self.owned(), mentioned)
+        try:
+            watch.take_contract(self.count, declared, self.owned(), mentioned)
+        except SelectionError as error:
+            self.refused = error
+            watch.take_contract(self.count, None, self.owned(), mentioned)
         check_start(watch)
 
 

@@ -18,6 +18,7 @@ from frostline.audit.recorder import EVERY, Recorder
 from frostline.audit.seen import Crash, Seen
 from frostline.audit.summary import fill, finish
 from frostline.audit.taps import Taps
+from frostline.errors import SelectionError
 
 
 class Watch:
@@ -74,6 +75,11 @@ class Watch:
             ranks.gather(self.seen)
         self.seen.cost, self.seen.seconds = recorder.cost, time.perf_counter() - self._began
 
+    @property
+    def refused(self) -> SelectionError | None:
+        """Why the declared contract does not fit the model that was found; ``None`` where it does."""
+        return self._recorder.refused
+
     def at_next_forward(self, do: Callable[[], None]) -> None:
         """Do something when the next forward pass begins, outside of any hook; it may end this watch."""
         self._recorder.due = do
@@ -111,6 +117,9 @@ def watch(
             optimizer, layers that are in eval mode.
         every: parameters that must stay are digested at every so many steps.
         trace: whether a step may be looked at operator by operator.
+
+    Raises:
+        NothingSelected: on entering, a selector of the contract matches nothing in the model.
 
     Returns:
         A context manager. It yields a :class:`~frostline.audit.seen.Seen` that is filled when the block ends, also by

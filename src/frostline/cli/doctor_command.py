@@ -188,14 +188,17 @@ def _own_output(ours: bool) -> Generator[Callable[[], None]]:
         yield lambda: None
         return
     sys.stdout.flush()
-    kept = os.dup(1)
+    # The file itself for what children write, the object for what Python does.
+    kept, stdout = os.dup(1), sys.stdout
     os.dup2(2, 1)
+    sys.stdout = sys.stderr
     done: list[bool] = []
 
     def restore() -> None:
         if not done:
             done.append(True)
             sys.stdout.flush()
+            sys.stdout = stdout
             os.dup2(kept, 1)
             os.close(kept)
 

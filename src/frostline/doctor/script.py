@@ -90,6 +90,7 @@ def run_script(
 
     Raises:
         ScriptError: there is no such script, or it cannot be read.
+        NothingSelected: a selector of the contract matches nothing in the model.
         KeyboardInterrupt: the user stopped it before anything was seen.
     """
     path = str(script)
@@ -189,6 +190,8 @@ class _Audit:
 
     def result(self) -> ScriptRun:
         seen = self.seen
+        if self._watch.refused is not None:
+            raise self._watch.refused
         if not seen.steps:
             seen.missed.append(
                 "no optimizer stepped"

@@ -8,75 +8,34 @@ stack, or is named in one that was: what stands in a file and is not reached say
 from __future__ import annotations
 
 import ast
-import linecache
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 
-from frostline.audit.places import Place, kind_of
+from frostline.audit.places import Place
 from frostline.audit.seen import ModelSeen, Seen
+from frostline.doctor.source_files import Function, Statement, files_of, functions_of, statements_of
 
-# A file that is longer was not typed by a user.
-_LONGEST = 20_000
-_MOST_FILES = 200
 # How a module is asked for what it has; each such line that ran is in `Seen.walks`.
 WALKS = ("parameters", "named_parameters", "modules", "named_modules", "children", "named_children")
 _PASS_ON = frozenset({*WALKS, "items", "values", "enumerate", "list", "tuple", "iter", "reversed", "filter", "zip"})
 
 
-@dataclass(frozen=True)
-class Statement:
-    """One statement.
-
-    Attributes:
-        node: its tree.
-        file: the file it stands in.
-        function: the function; ``<module>`` outside of any.
-        owner: the class that the function is a method of; empty if none.
-        around: the statements that it stands in, inside of the function, the outermost first.
-    """
-
-    node: ast.stmt
-    file: str
-    function: str
-    owner: str
-    around: tuple[ast.stmt, ...]
-
-    @property
-    def place(self) -> Place:
-        """Its first line."""
-        return self.place_of(self.node)
-
-    def place_of(self, node: ast.AST) -> Place:
-        """The line of an expression in it."""
-        return Place(self.file, getattr(node, "lineno", 0), self.function)
-
-    def covers(self, place: Place) -> bool:
-        """Whether a place lies in it."""
-        return place.file == self.file and self.node.lineno <= place.line <= (self.node.end_lineno or self.node.lineno)
-
-
-@dataclass
-class _Function:
-    name: str
-    owner: str
-    file: str
-    body: tuple[ast.stmt, ...]
-    statements: tuple[Statement, ...] = ()
-
-
 def reached(seen: Seen) -> list[Statement]:
-    """The statements of the user's files that can have been run: outside of functions, and in functions reached."""
+    """The statements of the user's files that can have been run: outside of functions, and in functions reached.
+
+    A condition around a statement, or around the call of its function, is not evaluated: that a line did run is only
+    proved by something that was seen, :func:`walked_at` for example.
+    """
     found: list[Statement] = []
     for function in _functions_reached(seen):
-        found += _own(function)
+        found += statements_of(function)
     return found
 
 
 def everything(seen: Seen) -> list[Statement]:
     """All statements of the user's files, those too that were not run."""
-    return [statement for file in _files(seen) for function in _functions_of(file) for statement in _own(function)]
+    return [
+        statement for file in files_of(seen) for function in functions_of(file) for statement in statements_of(function)
+    ]
 
 
 def was_there(statement: Statement, seen: Seen) -> bool:
@@ -102,7 +61,7 @@ def walked_at(node: ast.AST, file: str, seen: Seen) -> list[tuple[ModelSeen, str
 
 def method(seen: Seen, owner: str, name: str) -> list[Statement]:
     """The statements of a method of a class, and of the class's own methods that it calls."""
-    own = {f.name: f for file in _files(seen) for f in _functions_of(file) if f.owner == owner}
+    own = {f.name: f for file in files_of(seen) for f in functions_of(file) if f.owner == owner}
     found: list[Statement] = []
     queue, done = [name], set[str]()
     while queue:
@@ -110,7 +69,7 @@ def method(seen: Seen, owner: str, name: str) -> list[Statement]:
         if wanted in done or wanted not in own:
             continue
         done.add(wanted)
-        statements = _own(own[wanted])
+        statements = statements_of(own[wanted])
         found += statements
         for statement in statements:
             for node in expressions(statement):
@@ -267,23 +226,21 @@ def sets_flag(node: ast.AST) -> bool | None:
 # -- what was reached ------------------------------------------------------------------------------------------------
 
 
-def _functions_reached(seen: Seen) -> list[_Function]:
-    functions = [function for file in _files(seen) for function in _functions_of(file)]
-    was_there = {(place.file, place.function) for place in _places(seen)}
+def _functions_reached(seen: Seen) -> list[Function]:
+    functions = [function for file in files_of(seen) for function in functions_of(file)]
+    there = {(place.file, place.function) for place in _places(seen)}
     types = {module.type for model in seen.models for module in model.modules.values()}
     queue = [
         f
         for f in functions
-        if f.name == "<module>"
-        or (f.file, f.name) in was_there
-        or (f.owner in types and f.name in {"forward", "__init__"})
+        if f.name == "<module>" or (f.file, f.name) in there or (f.owner in types and f.name in {"forward", "__init__"})
     ]
-    by_name: dict[str, list[_Function]] = {}
+    by_name: dict[str, list[Function]] = {}
     for function in functions:
         by_name.setdefault(function.name, []).append(function)
         if function.name == "__init__":
             by_name.setdefault(function.owner, []).append(function)
-    found: dict[int, _Function] = {}
+    found: dict[int, Function] = {}
     while queue:
         function = queue.pop()
         if id(function) in found:
@@ -305,94 +262,14 @@ def _places(seen: Seen) -> Iterator[Place]:
         yield seen.crash.place
 
 
-def _names_in(function: _Function) -> Iterator[str]:
-    for statement in _own(function):
+def _names_in(function: Function) -> Iterator[str]:
+    """What a function calls, and what it hands to a call: the names in a list are not called by being there."""
+    for statement in statements_of(function):
         for node in expressions(statement):
-            if isinstance(node, ast.Name):
-                yield node.id
-            elif isinstance(node, ast.Attribute) and node.attr != "__init__":  # `super().__init__` names no class
-                yield node.attr
+            if isinstance(node, ast.Call):
+                given = [node.func, *node.args, *(keyword.value for keyword in node.keywords)]
+                yield from (name for part in given if (name := _last_name(part)) not in {"", "__init__"})
 
 
-def _own(function: _Function) -> tuple[Statement, ...]:
-    if not function.statements:
-        function.statements = tuple(_statements(function.body, function, ()))
-    return function.statements
-
-
-def _statements(body: Iterable[ast.stmt], function: _Function, around: tuple[ast.stmt, ...]) -> Iterator[Statement]:
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            continue
-        if not isinstance(node, ast.ClassDef):
-            yield Statement(node, function.file, function.name, function.owner, around)
-        for inner in _bodies(node):
-            yield from _statements(inner, function, (*around, node))
-
-
-def _bodies(node: ast.stmt) -> Iterator[list[ast.stmt]]:
-    for name in ("body", "orelse", "finalbody"):
-        if getattr(node, name, None):
-            yield getattr(node, name)
-    for part in (*getattr(node, "handlers", ()), *getattr(node, "cases", ())):
-        yield part.body
-
-
-def _files(seen: Seen) -> list[str]:
-    """The user's files that were on the stack, those that hold the classes of the models, and what they import."""
-    modules = {file: name for name, m in list(sys.modules.items()) if (file := getattr(m, "__file__", None))}
-    classes = {type(m).__module__ for model in seen.models if model.live is not None for m in model.live.modules()}
-    queue = [*seen.sources, *(file for name in classes if (file := _file_of(name)))]
-    found: dict[str, None] = {}
-    while queue and len(found) < _MOST_FILES:
-        file = queue.pop(0)
-        if file in found:
-            continue
-        found[file] = None
-        functions = _functions_of(file)
-        imported = [name for f in functions for name in _imports(f, modules.get(file, ""))]
-        queue += [file for name in imported if (file := _file_of(name))]
-    return list(found)
-
-
-def _file_of(module: str) -> str:
-    """The file of a module that is loaded, where it is the user's."""
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return file if file.endswith(".py") and kind_of(file) == "user" else ""
-
-
-def _imports(function: _Function, module: str) -> Iterator[str]:
-    for node in function.body:
-        for inner in ast.walk(node) if isinstance(node, (ast.Import, ast.ImportFrom, ast.If, ast.Try)) else ():
-            if isinstance(inner, ast.Import):
-                yield from (alias.name for alias in inner.names)
-            elif isinstance(inner, ast.ImportFrom):
-                above = ".".join(module.split(".")[: -inner.level]) if inner.level else ""
-                name = ".".join(part for part in (above, inner.module or "") if part)
-                yield from (name, *(f"{name}.{alias.name}" for alias in inner.names))
-
-
-def _functions_of(file: str) -> list[_Function]:
-    lines = linecache.getlines(file)
-    return _parsed(file, "".join(lines)) if 0 < len(lines) <= _LONGEST else []
-
-
-@lru_cache(maxsize=64)
-def _parsed(file: str, text: str) -> list[_Function]:
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return []
-    found = [_Function("<module>", "", file, tuple(tree.body))]
-    _collect(tree.body, "", file, found)
-    return found
-
-
-def _collect(body: Iterable[ast.stmt], owner: str, file: str, found: list[_Function]) -> None:
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            found.append(_Function(node.name, owner, file, tuple(node.body)))
-            _collect(node.body, "", file, found)
-            continue
-        for inner in _bodies(node):
-            _collect(inner, node.name if isinstance(node, ast.ClassDef) else owner, file, found)
+def _last_name(node: ast.AST) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""

@@ -86,8 +86,8 @@ RULE = Rule(
     remedy="Write a loop, or freeze the part with `frostline.freeze`.",
     safety=Safety.SAFE,
     how_safe="safe where it is known which parameters were meant: it makes happen what the line says; advice otherwise",
-    false_alarms="None known: such a statement has no effect wherever it stands. Where it cannot be told which "
-    "parameters it was about, nothing is said as soon as any parameter is frozen.",
+    false_alarms="None known: such a statement has no effect wherever it stands, and only one that ran is reported. "
+    "Where it was about some of what it walks over, nothing is said as soon as one of these is as it should be.",
     source="none found",
     look=look,
     sound=sound,
