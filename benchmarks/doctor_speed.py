@@ -70,9 +70,7 @@ class Loop:
         frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
         frozen |= dict(self.model.named_buffers())
         tensors = frozen or dict(self.model.named_parameters())
-        with WriteTrace(
-            tensors, in_optimizer=lambda: False, in_backward=lambda: False, forward_place=lambda: NOWHERE
-        ):
+        with WriteTrace(tensors, in_optimizer=lambda: False, forward_place=lambda: NOWHERE):
             self.step()
 
 

@@ -353,7 +353,7 @@ def bad(told: dict) -> list[str]:
 def test_lightning_is_watched_unmodified(tmp_path):
     told, code, _ = doctored(write(tmp_path, LIGHTNING.replace("EVAL", "pass")))
     assert (bad(told)[:1], code, told["steps"], told["ended"]) == (["F107"], 1, 8, "stopped")
-    held = LIGHTNING.replace("EVAL", "import frostline; frostline.freeze(self, \"trunk\")")
+    held = LIGHTNING.replace("EVAL", 'import frostline; frostline.freeze(self, "trunk")')
     told, code, _ = doctored(write(tmp_path, held))
     assert (bad(told), code, told["missed"]) == ([], 0, [])
 

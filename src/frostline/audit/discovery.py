@@ -110,11 +110,7 @@ def variable_of(value: object, start: FrameType | None, fallback: str) -> str:
 
 
 def _in_scope(value: object, scope: dict[str, Any]) -> str:
-    found = [
-        name
-        for name, held in list(scope.items())
-        if held is value and not name.startswith("_") and name not in {"self", "cls"}
-    ]
+    found = [name for name, held in list(scope.items()) if held is value and _is_telling(name)]
     if found:
         return min(found, key=len)
     holder = scope.get("self")
@@ -123,3 +119,8 @@ def _in_scope(value: object, scope: dict[str, Any]) -> str:
         if inside:
             return f"self.{min(inside, key=len)}"
     return ""
+
+
+def _is_telling(name: str) -> bool:
+    """Whether a variable says what it holds; tools put names of their own into a scope, which are none."""
+    return name.isidentifier() and not name.startswith("_") and name not in {"self", "cls"}

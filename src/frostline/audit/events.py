@@ -1,7 +1,8 @@
 """What was done to models and optimizers while a loop was watched: one small record for each call.
 
 Paths are dotted paths in the model that the record names; an object that belongs to no model that was seen has an empty
-``model`` and, as ``path``, what is known of it. Nothing here refers to a tensor or a module.
+``model`` and, as ``path``, what is known of it. Nothing here refers to a tensor or a module. Longer than most files: one
+small class for each kind of call.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class ModeCall(Event):
         changed: tensors and settings that the call itself changed (an adapter that merges in ``eval()``).
         direct: the flag was written without the method; the place is then not known, or found in the source.
         guarded: a hold, or an override of ``train``, kept some of the modules below out of it.
-        while_training: whether a gradient was being computed by then in this model: at least one backward was done.
     """
 
     model: str
@@ -48,7 +48,6 @@ class ModeCall(Event):
     changed: tuple[str, ...] = ()
     direct: bool = False
     guarded: tuple[str, ...] = ()
-    while_training: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +95,6 @@ class Forward(Event):
         inference: whether inference mode was.
         rows: the length of the first dimension of the first tensor; 0 where there is none.
         shapes: the shapes of the tensors among its arguments.
-        train_below: how many modules of the model were in train mode.
-        eval_below: how many were in eval mode.
         past_wrapper: it is the module inside of a data-parallel wrapper, called directly and not through the wrapper.
     """
 
@@ -108,8 +105,6 @@ class Forward(Event):
     inference: bool
     rows: int
     shapes: tuple[tuple[int, ...], ...]
-    train_below: int
-    eval_below: int
     past_wrapper: bool = False
 
 
@@ -180,13 +175,11 @@ class ZeroGrad(Event):
         owner: whose it was.
         of_optimizer: whether it was an optimizer's.
         set_to_none: whether gradients become ``None``, not zeros.
-        backwards_before: backward passes between the last step of any optimizer and this call.
     """
 
     owner: str
     of_optimizer: bool
     set_to_none: bool
-    backwards_before: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from frostline.audit.containers import walk
 from frostline.audit.events import Load, Save, StateDictKept
 from frostline.audit.marks import marks
-from frostline.audit.model_watch import HUGE, largest, pointer_of
 from frostline.audit.places import Place
 from frostline.audit.recorder import Recorder
+from frostline.audit.rows import HUGE, largest, pointer_of
 from frostline.state import names
 
 # So many tensors of a state dict stand for all of them.

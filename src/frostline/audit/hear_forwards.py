@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from frostline.audit import tracing
 from frostline.audit.containers import walk
 from frostline.audit.events import Forward, ModeCall
-from frostline.audit.model_watch import ModelWatch, spectral_gaps
+from frostline.audit.model_watch import ModelWatch
+from frostline.audit.module_facts import spectral_gaps
 from frostline.audit.places import NOWHERE, Place, frames, in_stack, kind_of, variables
 from frostline.audit.recorder import Recorder
 from frostline.audit.seen import Draw, NormInput
@@ -99,7 +100,6 @@ class ForwardListener:
         path = watch.path_of(inner) or ""
         past_wrapper = watch.is_data_parallel and module is inner is watch.model
         watch.forwards += 1
-        watch.inner_forwards += past_wrapper
         self._note_bypassed(watch)
         mode, close = None, False
         if not recorder.in_functional:
@@ -121,7 +121,7 @@ class ForwardListener:
                 self._window.open(watch)
             if not training and not watch.eval_traced and recorder.trace and not self._window.is_open:
                 watch.eval_traced = True
-                watch.sigma_gaps = spectral_gaps(watch)
+                watch.sigma_gaps = spectral_gaps(watch.modules)
                 refused = tracing.refusal(compiled=recorder.is_compiled(watch))
                 if refused:
                     recorder.missed.setdefault(f"{watch.name} in eval mode was not looked at by operators: {refused}")
@@ -144,7 +144,6 @@ class ForwardListener:
     ) -> None:
         recorder = self._recorder
         rows, shapes = _shapes(args, kwargs)
-        on = sum(watch.flags)
         recorder.add(
             Forward,
             place=place,
@@ -155,8 +154,6 @@ class ForwardListener:
             inference=torch.is_inference_mode_enabled(),
             rows=rows,
             shapes=shapes,
-            train_below=on,
-            eval_below=len(watch.flags) - on,
             past_wrapper=past_wrapper,
         )
         watch.waiting_forwards += grad
@@ -187,7 +184,6 @@ class ForwardListener:
                     mode=mode,
                     flipped=tuple(paths),
                     direct=True,
-                    while_training=watch.backwards > 0,
                 )
 
     def _note_bypassed(self, watch: ModelWatch) -> None:

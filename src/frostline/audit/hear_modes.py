@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from frostline.audit.events import GradFlag, ModeCall, Registration
 from frostline.audit.marks import marks
-from frostline.audit.model_watch import pointer_of, settings_now, version_of
+from frostline.audit.module_facts import settings_now
 from frostline.audit.places import Place
 from frostline.audit.recorder import Recorder
+from frostline.audit.rows import pointer_of, version_of
 from frostline.errors import UnsupportedModel
 from frostline.state import names
 
@@ -44,7 +45,7 @@ class ModeListener:
             state = [(p, _mark(p, by_value=id(p) in adapters)) for p in parameters[:_MOST_PARAMETERS]]
             watch = recorder.watch_of(module)
             if watch is not None and not mode and watch.model.training:
-                watch.settings_before = settings_now(watch)
+                watch.settings_before = settings_now(watch.modules)
         result = original(*args, **kwargs)
         with recorder.work():
             module = _unwrapped(module)
@@ -58,9 +59,7 @@ class ModeListener:
                 "guarded": [m for m in modules if m.training != mode],
                 "changed": [p for p, was in state if _mark(p, by_value=len(was) > 2) != was],
             }
-            recorder.add_pending(
-                ModeCall, module, items, mode=mode, while_training=watch is not None and watch.backwards > 0
-            )
+            recorder.add_pending(ModeCall, module, items, mode=mode)
             if watch is not None:
                 watch.flags = [m.training for m in watch.modules.values()]
         return result

@@ -77,13 +77,13 @@ class OptimizerListener:
                 watch = recorder.optimizer(optimizer)
                 recorder.discover_owners(watch.parameters)
                 groups = [dict(group) for group in given.get("param_groups", [])]
-                watch.misfits = [recorder.place_of(parameter) for parameter in watch.misfitting()]
+                misfits = tuple(recorder.place_of(parameter) for parameter in watch.misfitting())
                 recorder.add(
                     OptimizerLoad,
                     optimizer=watch.name,
                     before=before,
                     after=tuple(settings_of(group) for group in optimizer.param_groups),
-                    misfits=tuple(watch.misfits),
+                    misfits=misfits,
                     renamed=any(
                         bool(a) and bool(b) and _plain(a) != _plain(b)
                         for a, b in zip(old_names, [g.get("param_names") for g in groups], strict=False)

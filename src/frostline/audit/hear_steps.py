@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 
 from frostline.audit.events import Backward, Clip, Step, ZeroGrad
 from frostline.audit.loss_graph import leaves_of, reduction_of
-from frostline.audit.model_watch import ModelWatch, Row
+from frostline.audit.model_watch import ModelWatch
 from frostline.audit.optimizer_watch import OptimizerWatch
 from frostline.audit.places import frames, variables
 from frostline.audit.recorder import Recorder
+from frostline.audit.rows import Row
 from frostline.state import names
 
 # So many backward passes are followed back to their leaves.
@@ -71,11 +72,7 @@ class StepListener:
             for optimizer in recorder.optimizers:
                 optimizer.backwards += 1
                 optimizer.cleared_after_backward = False
-        recorder.in_backward = True
-        try:
-            return original(*args, **kwargs)
-        finally:
-            recorder.in_backward = False
+        return original(*args, **kwargs)
 
     def _unknown(self, leaves: Iterable[Tensor]) -> list[Tensor]:
         leaves = [leaf for leaf in leaves if leaf.requires_grad]
@@ -120,7 +117,6 @@ class StepListener:
                     continue
                 row.gradients += 1
                 if not row.tensor.requires_grad and id(row.tensor) in own:
-                    row.zero_gradients += not bool(grad.any())
                     self._stale_before[(model.name, row.path)] = row, row.tensor.detach().clone()
         grads = [t.grad for t in tensors if t.grad is not None]
         if watch.has_modes:
@@ -205,7 +201,6 @@ class StepListener:
                 owner=name,
                 of_optimizer=isinstance(owner, Optimizer),
                 set_to_none=to_none,
-                backwards_before=self._backwards,
             )
         return original(*args, **kwargs)
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from frostline.audit.events import FunctionalCall, UpdateBN, Wrapped
-from frostline.audit.model_watch import ModelWatch, pointer_of
+from frostline.audit.model_watch import ModelWatch
 from frostline.audit.recorder import Recorder
+from frostline.audit.rows import pointer_of
 from frostline.state import names
 
 _SWITCHES = ("broadcast_buffers", "find_unused_parameters", "static_graph")
@@ -63,10 +64,7 @@ class WrapperListener:
         return original(*args, **kwargs)
 
     def _note(self, watch: ModelWatch, wrapper: str, settings: dict[str, bool]) -> None:
-        trainable = _trainable(watch)
-        if watch.wrapped_trainable is None:
-            watch.wrapped_trainable = trainable
-        self._recorder.add(Wrapped, model=watch.name, wrapper=wrapper, trainable=trainable, settings=settings)
+        self._recorder.add(Wrapped, model=watch.name, wrapper=wrapper, trainable=_trainable(watch), settings=settings)
 
     def around_functional_call(self, original: Any, args: Any, kwargs: Any) -> Any:
         """``torch.func.functional_call``."""

@@ -2,95 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from frostline.attach.ledger import holds_mode, holds_statistics, ledger_of
-from frostline.audit.containers import walk
+from frostline.attach.ledger import holds_mode
 from frostline.audit.contract import Contract
+from frostline.audit.expectations import STATISTICS, Parameters, reason_of
 from frostline.audit.marks import marks
+from frostline.audit.module_facts import depends_on_mode, hidden_in, settings_now
 from frostline.audit.places import Place
-from frostline.audit.seen import Draw, NormInput, Phase, Write
+from frostline.audit.rows import Row, check_start, digests, distance, pointer_of, version_of
+from frostline.audit.seen import Draw, NormInput, Phase
 from frostline.state import names
-from frostline.state.roles import is_norm, role_of
+from frostline.state.roles import role_of
 from frostline.state.selection import select
 
 # Copies of what must stay are kept up to so many bytes in all, so that a report can say how far it moved.
 _KEPT_COPIES = 256 * 2**20
 _KEPT_PHASES = 2000
-_STATISTICS = ("norm.mean", "norm.var", "norm.count")
-# A parameter above this was never initialized, or has diverged.
-HUGE = 1e4
-_SETTINGS = ("p", "drop_prob", "dropout", "dropout_p", "momentum")
-# The largest matrix whose singular values are computed.
-_MOST_SINGULAR = 4_000_000
-
-
-@dataclass(slots=True)
-class Row:
-    """One tensor under one path."""
-
-    path: str
-    kind: str
-    name: str
-    owner: nn.Module
-    table: dict[str, Any]
-    tensor: Tensor
-    role: str
-    version: int = 0
-    pointer: int = 0
-    must_stay: str = ""
-    trainable: bool = False
-    digest: str = ""
-    now: str = ""
-    copy: Tensor | None = None
-    first: tuple[object, int, int] = (None, 0, 0)
-    moved: bool = False
-    first_moved: int | None = None
-    in_step: int = 0
-    between: int = 0
-    without_grad: int = 0
-    gradients: int = 0
-    zero_gradients: int = 0
-    steps: int = 0
-    replaced: bool = False
-    may_move: bool = False
-    odd_at_start: str = ""
-    drift: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
-    writes: list[Write] = field(default_factory=list[Write])
-
-    def read(self) -> None:
-        """Take down where the tensor stands now."""
-        self.version, self.pointer = version_of(self.tensor), pointer_of(self.tensor)
-
-
-@dataclass(slots=True)
-class _Count:
-    """Of the parameters below a module."""
-
-    all: int = 0
-    trainable: int = 0
-    owned: int = 0
-
-
-def version_of(tensor: Tensor) -> int:
-    """The version counter; a tensor that was made in inference mode has none."""
-    return 0 if is_lazy(tensor) or tensor.is_inference() else tensor._version
-
-
-def pointer_of(tensor: Tensor) -> int:
-    """The address of the data; 0 where there is none (meta, lazy, some subclasses)."""
-    try:
-        return tensor.data_ptr()
-    except (RuntimeError, ValueError, NotImplementedError):
-        return 0
 
 
 class ModelWatch:
@@ -115,7 +48,7 @@ class ModelWatch:
         self.contract_at: int | None = None
         self.declared = False
         self.training_then: dict[str, bool] = {}
-        self.counts: dict[str, _Count] = {}
+        self.parameters = Parameters()
         self.must_eval: dict[str, str] = {}
         self.phases: list[Phase] = []
         self.open_phase: tuple[Phase, dict[str, tuple[int, ...]]] | None = None
@@ -123,7 +56,7 @@ class ModelWatch:
         self.runs: dict[int, list[int]] = {}
         self.draws: list[Draw] = []
         self.norm_input: NormInput | None = None
-        self.forwards = self.inner_forwards = self.backwards = 0
+        self.forwards = self.backwards = 0
         self.waiting_forwards = 0
         self.settings_before: dict[str, Any] | None = None
         self.bypassed: list[tuple[str, Place]] = []
@@ -134,7 +67,6 @@ class ModelWatch:
         self.traced = False
         self.trace_refused = ""
         self.eval_traced = False
-        self.wrapped_trainable: tuple[str, ...] | None = None
         self.wrapped: dict[str, tuple[weakref.ref[Any], int]] = {}
         self.compiled = False
         self.refresh()
@@ -185,8 +117,8 @@ class ModelWatch:
             before.drift,
             before.writes,
         )
-        row.in_step, row.between, row.without_grad = before.in_step, before.between, before.without_grad
-        row.gradients, row.zero_gradients, row.steps = before.gradients, before.zero_gradients, before.steps
+        row.in_step, row.between = before.in_step, before.between
+        row.gradients, row.steps = before.gradients, before.steps
         row.replaced = True
 
     def _know(self, item: Any, path: str) -> None:
@@ -221,7 +153,7 @@ class ModelWatch:
 
     def hidden_modules(self) -> Iterator[nn.Module]:
         """Modules that a plain list or dict keeps, out of torch's sight, and all that is below them."""
-        for _, _, module in hidden_in(self):
+        for _, _, module in hidden_in(self.model, self.modules):
             yield from module.modules()
 
     # -- the contract -------------------------------------------------------------------------------------------------
@@ -243,7 +175,7 @@ class ModelWatch:
         moving = self._selected(given.moving)
         self.declared = declared is not None
         self.training_then = {path: module.training for path, module in self.modules.items()}
-        self.counts = self._count(owned)
+        self.parameters = Parameters(self.rows.values(), owned)
         evals = self._selected(given.eval, modules=True)
         whole = not self.model.training
         for path, module in self.modules.items():
@@ -254,12 +186,12 @@ class ModelWatch:
                 self.must_eval[path] = "declared"
             elif any(names.is_under(path, top) for top in mentioned) or (not module.training and not whole):
                 self.must_eval[path] = "eval"
-        some_owned = self.counts.get("", _Count()).owned > 0
         for row in self.rows.values():
             row.trainable = row.kind == "parameter" and row.tensor.requires_grad
             row.may_move = row.path in moving
-            row.must_stay = "" if row.may_move else self._reason(row, frozen, some_owned=some_owned)
-        self._take_digests()
+            row.must_stay = "" if row.may_move else reason_of(row, frozen, self.parameters, self.must_eval)
+        self._takedigests()
+        check_start(self.rows.values())
 
     def check_contract(self, contract: Contract) -> None:
         """See that every selector of a contract matches something.
@@ -277,58 +209,7 @@ class ModelWatch:
         part = select(self.model, *selectors)
         return set(part.modules) if modules else {*part.parameters, *part.buffers}
 
-    def _count(self, owned: set[int]) -> dict[str, _Count]:
-        """For every module the parameters below it, in one pass."""
-        counts: dict[str, _Count] = {}
-        for row in self.rows.values():
-            if row.kind != "parameter":
-                continue
-            path = names.parent(row.path)
-            while True:
-                count = counts.setdefault(path, _Count())
-                count.all += 1
-                count.trainable += row.tensor.requires_grad
-                count.owned += id(row.tensor) in owned
-                if not path:
-                    break
-                path = names.parent(path)
-        return counts
-
-    def is_frozen(self, path: str) -> bool:
-        """Whether a module had parameters below it and none of them required a gradient."""
-        count = self.counts.get(path)
-        return count is not None and count.trainable == 0
-
-    def _reason(self, row: Row, frozen: set[str], *, some_owned: bool) -> str:
-        ledger = ledger_of(row.owner)
-        if row.kind == "parameter":
-            if ledger is not None and row.name in ledger.gradients:
-                return "hold"
-            if row.path in frozen:
-                return "declared"
-            return "" if row.tensor.requires_grad else "requires_grad"
-        if holds_statistics(row.owner):
-            return "hold"
-        if row.path in frozen:
-            return "declared"
-        path = names.parent(row.path)
-        if self.frozen_above(path):
-            return "requires_grad"
-        if some_owned and (count := self._nearest(path)) is not None and count.owned == 0:
-            return "optimizer"
-        return "eval" if path in self.must_eval and row.role in _STATISTICS else ""
-
-    def frozen_above(self, path: str) -> bool:
-        """Whether the nearest module at or above a path that has parameters had none that required a gradient."""
-        count = self._nearest(path)
-        return count is not None and count.trainable == 0
-
-    def _nearest(self, path: str) -> _Count | None:
-        while path not in self.counts and path:
-            path = names.parent(path)
-        return self.counts.get(path)
-
-    def _take_digests(self) -> None:
+    def _takedigests(self) -> None:
         stays = [row for row in self.rows.values() if row.must_stay]
         self._digest_into(self.rows.values())
         budget = _KEPT_COPIES
@@ -341,7 +222,7 @@ class ModelWatch:
         for row in self.rows.values():
             row.digest = row.now
             row.read()
-            row.first = (row.tensor, row.version, row.pointer)
+            row.first = row.tensor
 
     def take_baseline(self) -> None:
         """Digests of a model that does not train (yet): a teacher, an average, an evaluation."""
@@ -350,18 +231,18 @@ class ModelWatch:
             self._digest_into(self.rows.values())
             for row in self.rows.values():
                 row.digest = row.now
-                row.first = (row.tensor, row.version, row.pointer)
+                row.first = row.tensor
 
     def rebase(self) -> None:
         """Values were loaded on purpose: from here on they are what must stay."""
         if self.contract_at is not None:
-            self._take_digests()
+            self._takedigests()
         elif self.baseline:
             self.baseline = False
             self.take_baseline()
 
     def _digest_into(self, rows: Iterable[Row]) -> None:
-        for row, mark in _digests(rows):
+        for row, mark in digests(rows):
             row.now = mark
 
     # -- step by step -------------------------------------------------------------------------------------------------
@@ -395,29 +276,28 @@ class ModelWatch:
         row.moved = True
         row.first_moved = step if row.first_moved is None else row.first_moved
 
-    def check(self, step: int, *, parameters: bool, in_step: bool = False, grad: bool = True) -> list[Row]:
+    def check(self, step: int, *, parameters: bool, in_step: bool = False) -> list[Row]:
         """T1: compare digests of what must stay; those that moved since the last look are returned.
 
         Args:
             step: how many steps are done.
             parameters: whether parameters are looked at too, not only buffers.
             in_step: whether what moved now did so in an optimizer's step, as far as parameters go.
-            grad: whether gradients were enabled while it moved.
         """
         rows = [r for r in self.rows.values() if r.must_stay and (parameters or r.kind == "buffer")]
-        return self._compare(rows, step, in_step=in_step, grad=grad)
+        return self._compare(rows, step, in_step=in_step)
 
     def compare(self, rows: Iterable[Row], step: int, *, in_step: bool) -> list[Row]:
         """Digests of those of the rows that must stay: their versions moved, which need not mean that they did."""
-        return self._compare([r for r in rows if r.must_stay], step, in_step=in_step, grad=True)
+        return self._compare([r for r in rows if r.must_stay], step, in_step=in_step)
 
     def suspect(self, rows: Iterable[Row]) -> None:
         """What moved although it must stay is looked at operator by operator in the next step."""
         self.wants_trace.update(row.path for row in rows)
 
-    def _compare(self, rows: list[Row], step: int, *, in_step: bool, grad: bool) -> list[Row]:
+    def _compare(self, rows: list[Row], step: int, *, in_step: bool) -> list[Row]:
         moved: list[Row] = []
-        for row, mark in _digests(rows):
+        for row, mark in digests(rows):
             if mark == row.now:
                 continue
             row.now = mark
@@ -426,8 +306,7 @@ class ModelWatch:
             in_step_too = in_step and row.kind == "parameter"
             row.in_step += in_step_too
             row.between += not in_step_too
-            row.without_grad += not grad
-            size = _distance(row)
+            size = distance(row)
             if size is not None:
                 row.drift.append((step, size))
             moved.append(row)
@@ -450,14 +329,14 @@ class ModelWatch:
                 return
             self.close_phase(step)
         if training and self.settings_before is not None:
-            now = settings_now(self)
+            now = settings_now(self.modules)
             self.changed_settings += [
                 (key, repr(was), repr(now[key]))
                 for key, was in self.settings_before.items()
                 if now.get(key, was) != was
             ]
             self.settings_before = None
-        on = tuple(p for p, m in self.modules.items() if m.training and _depends_on_mode(m))
+        on = tuple(p for p, m in self.modules.items() if m.training and depends_on_mode(m))
         phase = Phase(self.name, path, training, grad, at, step, 1, place, (), on)
         self.open_phase = phase, self.statistics()
 
@@ -468,7 +347,7 @@ class ModelWatch:
         phase, before = self.open_phase
         self.open_phase = None
         if self.contract_at is not None:
-            self.suspect(self.check(step, parameters=False, grad=phase.grad))
+            self.suspect(self.check(step, parameters=False))
         if len(self.phases) < _KEPT_PHASES:
             self.phases.append(replace(phase, moved=self.moved_statistics(before)))
 
@@ -476,7 +355,7 @@ class ModelWatch:
         """What tells, mostly without reading values, whether running statistics moved."""
         found: dict[str, tuple[int, ...]] = {}
         for row in self.rows.values():
-            if row.kind == "buffer" and row.role in _STATISTICS:
+            if row.kind == "buffer" and row.role in STATISTICS:
                 tensor: Tensor | None = row.table.get(row.name)
                 if tensor is not None:
                     found[row.path] = id(tensor), version_of(tensor), pointer_of(tensor)
@@ -490,123 +369,3 @@ class ModelWatch:
         now = self.statistics()
         layers = {names.parent(path) for path, mark in now.items() if before.get(path) not in {None, mark}}
         return tuple(path for path in now if names.parent(path) in layers)
-
-
-def _digests(rows: Iterable[Row]) -> Iterator[tuple[Row, str]]:
-    by_path = {row.path: row for row in rows}
-    for path, mark in marks({path: row.tensor for path, row in by_path.items()}).items():
-        yield by_path[path], mark
-
-
-@torch.no_grad()
-def _distance(row: Row) -> float | None:
-    if row.copy is None or row.copy.shape != row.tensor.shape or row.copy.device != row.tensor.device:
-        return None
-    if not row.tensor.numel():
-        return None
-    wide = torch.complex128 if row.tensor.is_complex() else torch.float64
-    try:
-        return float((row.tensor.detach().to(wide) - row.copy.to(wide)).abs().max())
-    except (NotImplementedError, RuntimeError):
-        return None
-
-
-def kinds_of(module: nn.Module) -> frozenset[str]:
-    """What rules ask of a module."""
-    found: set[str] = set()
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        found.add("batchnorm")
-    if is_norm(module):
-        found.add("norm")
-    if module._buffers.get("running_mean") is not None:
-        found.add("stats")
-    name = type(module).__name__.lower()
-    rate = next((v for k in ("p", "drop_prob", "dropout") if isinstance(v := module.__dict__.get(k), (int, float))), 0)
-    if rate and (
-        "drop" in name or "stochasticdepth" in name or isinstance(module, (nn.RNNBase, nn.MultiheadAttention))
-    ):
-        found.add("dropout")
-    if type(module).__name__ == "AveragedModel":
-        own = module.__dict__
-        found.add("averaged")
-        found |= {"averaged_buffers"} if own.get("use_buffers") else set()
-        found |= {"averaged_weighted"} if own.get("avg_fn") or own.get("multi_avg_fn") else set()
-    if (
-        "weight_u" in module._buffers
-        or "SpectralNorm" in type(module).__name__
-        or "WeightNorm" in type(module).__name__
-    ):
-        found.add("spectral")
-    if "merged" in module.__dict__:
-        found.add("adapter")
-    return frozenset(found)
-
-
-def settings_now(watch: ModelWatch) -> dict[str, Any]:
-    """Rates of dropout and momentum, by path: what a switch of modes must not change."""
-    found: dict[str, Any] = {}
-    for path, module in watch.modules.items():
-        for name in _SETTINGS:
-            value = module.__dict__.get(name)
-            if isinstance(value, (int, float)):
-                found[names.join(path, name)] = value
-    return found
-
-
-def hidden_in(watch: ModelWatch) -> Iterator[tuple[str, str, nn.Module]]:
-    """Modules with parameters that a plain list or dict keeps: path of the owner, attribute, module."""
-    known = {id(module) for module in watch.model.modules()}
-    for path, module in watch.modules.items():
-        for name, value in module.__dict__.items():
-            if name.startswith("_") or not isinstance(value, (list, tuple, dict)) or not value:
-                continue
-            for item in walk(value, depth=3):
-                if issubclass(type(item), nn.Module) and id(item) not in known and any(True for _ in item.parameters()):
-                    yield path, name, item
-
-
-@torch.no_grad()
-def spectral_gaps(watch: ModelWatch) -> dict[str, float]:
-    """How far the estimates of spectral normalization are off, as a share of the largest singular value."""
-    found: dict[str, float] = {}
-    for path, module in watch.modules.items():
-        if "weight_u" in module._buffers and "weight_orig" in module._parameters:
-            weight, u, v = module._parameters["weight_orig"], module._buffers["weight_u"], module._buffers["weight_v"]
-        elif "_u" in module._buffers and "_v" in module._buffers:
-            holder = watch.modules.get(names.parent(path))
-            weight = None if holder is None else holder._parameters.get("original")
-            u, v = module._buffers["_u"], module._buffers["_v"]
-        else:
-            continue
-        if weight is None or u is None or v is None or weight.numel() > _MOST_SINGULAR:
-            continue
-        dim = 1 if weight.numel() and weight.shape[0] != u.numel() and weight.shape[1] == u.numel() else 0
-        matrix = weight.detach().transpose(0, dim).reshape(u.numel(), -1).double()
-        top = float(torch.linalg.svdvals(matrix).max())
-        if top > 0 and matrix.shape[1] == v.numel():
-            found[path] = abs(float(u.double() @ matrix @ v.double()) / top - 1)
-    return found
-
-
-def _depends_on_mode(module: nn.Module) -> bool:
-    own = any(True for _ in module._parameters) or bool(module._buffers)
-    return own or "drop" in type(module).__name__.lower()
-
-
-def check_start(watch: ModelWatch) -> None:
-    """Mark parameters and statistics that hold NaN, infinity or absurd values; once, when the contract is taken."""
-    for row in watch.rows.values():
-        tensor = row.tensor
-        if not (row.kind == "parameter" or row.role.startswith("norm.")) or not pointer_of(tensor):
-            continue
-        if not tensor.is_floating_point() or not tensor.numel():
-            continue
-        most = largest(tensor)
-        row.odd_at_start = "nan" if math.isnan(most) else "inf" if math.isinf(most) else ""
-        if not row.odd_at_start and most > HUGE and row.kind == "parameter":
-            row.odd_at_start = "huge"
-
-
-def largest(tensor: Tensor) -> float:
-    """The largest magnitude in a tensor that has elements; NaN where there is one."""
-    return float(tensor.detach().abs().max())

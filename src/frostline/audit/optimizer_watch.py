@@ -57,7 +57,6 @@ class OptimizerWatch:
     cleared: bool = True
     cleared_after_backward: bool = False
     digests: dict[Tensor, str] = field(default_factory=dict[Tensor, str])
-    misfits: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     _used: list[weakref.ref[Tensor]] = field(default_factory=list["weakref.ref[Tensor]"])
 
     @property

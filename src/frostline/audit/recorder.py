@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from frostline.audit.contract import Contract
 from frostline.audit.discovery import optimizers_of, outermost, owners_of, variable_of
 from frostline.audit.events import Event
-from frostline.audit.model_watch import ModelWatch, check_start
+from frostline.audit.model_watch import ModelWatch
 from frostline.audit.optimizer_watch import OptimizerWatch
 from frostline.audit.places import NOWHERE, Place, kind_of, user_place
 from frostline.audit.tracing import frames_compiled
@@ -98,7 +98,6 @@ class Recorder:
         self.due: Callable[[], None] | None = None
         self.forward_place = NOWHERE
         self.in_step: OptimizerWatch | None = None
-        self.in_backward = False
         self.in_functional = 0
         # Modules that were put into eval mode on their own: id to the module, until they are put back.
         self.put_into_eval: dict[int, weakref.ref[nn.Module]] = {}
@@ -269,7 +268,6 @@ class Recorder:
         except SelectionError as error:
             self.refused = error
             watch.take_contract(self.count, None, self.owned(), mentioned)
-        check_start(watch)
 
 
 class _Work:

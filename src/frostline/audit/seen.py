@@ -1,4 +1,7 @@
-"""What was seen of a loop: models, optimizers, events and writes, as plain values that rules and reports read."""
+"""What was seen of a loop: models, optimizers, events and writes, as plain values that rules and reports read.
+
+Longer than most files: it is one record, and the whole of what a rule may know.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,8 @@ class Write:
         op: the operator, ``aten.native_batch_norm`` for example; empty where the write went past the dispatcher.
         place: the user's line.
         outside: the bytes changed although no operator wrote: numpy, ``untyped_storage()`` or another library.
-        via_data: the tensor that was written to was not the parameter itself but shares its memory (``.data``, a view).
+        via_data: what was written to was neither the parameter nor a view of it, but shares its memory: ``.data``.
         in_optimizer: it happened in an optimizer's step.
-        in_backward: it happened in a backward pass.
     """
 
     path: str
@@ -37,7 +39,6 @@ class Write:
     outside: bool = False
     via_data: bool = False
     in_optimizer: bool = False
-    in_backward: bool = False
 
 
 @dataclass
@@ -61,9 +62,7 @@ class TensorSeen:
         first_moved: the step after which that was first seen; ``None`` if it did not move.
         moved_in_step: during how many calls of ``optimizer.step()`` it changed.
         moved_between: how often it changed between steps (a forward pass, a write by hand).
-        moved_without_grad: of these, how often while gradients were off and it is a statistic (validation).
         gradients: at how many steps it had a gradient.
-        zero_gradients: at how many steps its gradient was all zero, looked at only where it must stay.
         steps: how many steps were looked at.
         drift: step and largest absolute difference to the start, where it must stay and a copy was kept.
         writes: what the dispatch mode saw of writes into it, after a contradiction.
@@ -92,9 +91,7 @@ class TensorSeen:
     first_moved: int | None = None
     moved_in_step: int = 0
     moved_between: int = 0
-    moved_without_grad: int = 0
     gradients: int = 0
-    zero_gradients: int = 0
     steps: int = 0
     drift: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
     writes: list[Write] = field(default_factory=list[Write])
@@ -132,7 +129,6 @@ class ModuleSeen:
         parameters: how many parameters are below it.
         overrides_train: its class has a ``train`` of its own.
         no_statistics: a batch norm without running statistics.
-        shows_merged: its ``merged`` attribute is true at the end.
         sigma_gap: of spectral normalization, how far its estimate of the largest singular value is off, as a share,
             when its model first ran in eval mode, or at the end; ``None`` elsewhere.
     """
@@ -153,7 +149,6 @@ class ModuleSeen:
     parameters: int = 0
     overrides_train: bool = False
     no_statistics: bool = False
-    shows_merged: bool = False
     sigma_gap: float | None = None
 
 
@@ -282,7 +277,6 @@ class ModelSeen:
         draws: what only training needs, in a pass in eval mode.
         norm_input: what arrived at its first normalization layer.
         forwards: how many forward passes from outside it had.
-        inner_forwards: the same for the module inside of its wrapper, called past the wrapper.
         backwards: how many backward passes reached it.
         hidden: modules that a plain list or dict keeps, as ``(path of the owner, attribute, parameters)``.
         tied: groups of paths that share memory.
@@ -290,10 +284,7 @@ class ModelSeen:
             ``(path, before, after)``.
         bypassed: modules whose ``forward`` was called directly, past every hook, with the line.
         traced: whether the dispatch mode looked at a step of it.
-        trace_refused: why it did not, where it was wanted; empty otherwise.
         compiled: whether it, or a part, is compiled.
-        wrapped_trainable: what required gradients when it was wrapped in a data-parallel wrapper; ``None`` if it was
-            not.
         wrapped_lost: parameters that a wrapper took in and that the model no longer has, or has moved.
         live: the model itself, for remedies.
     """
@@ -310,16 +301,13 @@ class ModelSeen:
     draws: list[Draw] = field(default_factory=list[Draw])
     norm_input: NormInput | None = None
     forwards: int = 0
-    inner_forwards: int = 0
     backwards: int = 0
     hidden: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     tied: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]])
     settings: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
     bypassed: list[tuple[str, Place]] = field(default_factory=list[tuple[str, Place]])
     traced: bool = False
-    trace_refused: str = ""
     compiled: bool = False
-    wrapped_trainable: tuple[str, ...] | None = None
     wrapped_lost: tuple[str, ...] = ()
     live: nn.Module | None = field(default=None, repr=False)
 
@@ -365,7 +353,6 @@ class GroupSeen:
         ignored: names of settings that the optimizer's class knows nothing of (``freeze``).
         first_rates: the first rates, one for each of the first steps looked at.
         last_rate: the last.
-        named: whether the group keeps the names of its parameters.
     """
 
     paths: list[tuple[str, str]]
@@ -373,7 +360,6 @@ class GroupSeen:
     ignored: tuple[str, ...] = ()
     first_rates: list[float] = field(default_factory=list[float])
     last_rate: float = 0.0
-    named: bool = False
 
 
 @dataclass
@@ -393,7 +379,6 @@ class OptimizerSeen:
         modes: whether it has ``train()`` and ``eval()`` of its own (a schedule-free optimizer).
         in_train_mode: the mode it was in at each of its steps, where it has one.
         in_train_mode_at_eval: the mode it was in when a model of it ran in eval mode without gradients.
-        state_misfits: parameters whose state has another shape than they have, as ``(model, path)``.
         live: the optimizer itself, for remedies.
     """
 
@@ -409,7 +394,6 @@ class OptimizerSeen:
     modes: bool = False
     in_train_mode: list[bool] = field(default_factory=list[bool])
     in_train_mode_at_eval: list[bool] = field(default_factory=list[bool])
-    state_misfits: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     live: Optimizer | None = field(default=None, repr=False)
 
 
@@ -545,11 +529,6 @@ def named(model: ModelSeen, path: str, seen: Seen) -> str:
 def total(tensors: Sequence[TensorSeen]) -> int:
     """How many elements they have."""
     return sum(tensor.numel for tensor in tensors)
-
-
-def first_place(places: Sequence[Place]) -> Place:
-    """The first place that is known."""
-    return next((place for place in places if place.is_known), NOWHERE)
 
 
 def settings_of(group: Mapping[str, Any]) -> dict[str, float]:

@@ -10,9 +10,11 @@ from torch.nn.parameter import is_lazy
 
 from frostline.audit.events import Event, GroupAdded, StateDictKept
 from frostline.audit.marks import marks
-from frostline.audit.model_watch import ModelWatch, Row, hidden_in, kinds_of, pointer_of, spectral_gaps
+from frostline.audit.model_watch import ModelWatch
+from frostline.audit.module_facts import hidden_in, kinds_of, spectral_gaps
 from frostline.audit.optimizer_watch import OptimizerWatch
 from frostline.audit.recorder import Pending, Recorder
+from frostline.audit.rows import Row, pointer_of
 from frostline.audit.seen import (
     GroupSeen,
     ModelSeen,
@@ -41,8 +43,10 @@ def finish(recorder: Recorder) -> None:
         if watch.contract_at is not None:
             watch.scan(recorder.steps, in_step=False)
             watch.check(recorder.steps, parameters=True)
+        if watch.trace_refused:
+            recorder.missed.setdefault(f"{watch.name} was not looked at by operators: {watch.trace_refused}")
         if not watch.eval_traced:
-            watch.sigma_gaps = spectral_gaps(watch)
+            watch.sigma_gaps = spectral_gaps(watch.modules)
 
 
 def fill(seen: Seen, recorder: Recorder, kept: Iterable[StateDictKept]) -> None:
@@ -130,16 +134,13 @@ def _model(watch: ModelWatch, owners: dict[int, tuple[str, int]]) -> ModelSeen:
         draws=watch.draws,
         norm_input=watch.norm_input,
         forwards=watch.forwards,
-        inner_forwards=watch.inner_forwards,
         backwards=watch.backwards,
         hidden=list(_hidden(watch)),
         tied=_tied(aliases, watch.rows),
         settings=watch.changed_settings,
         bypassed=watch.bypassed,
         traced=watch.traced and not watch.trace_refused,
-        trace_refused=watch.trace_refused,
         compiled=watch.compiled,
-        wrapped_trainable=watch.wrapped_trainable,
         wrapped_lost=lost,
         live=watch.model,
     )
@@ -147,7 +148,7 @@ def _model(watch: ModelWatch, owners: dict[int, tuple[str, int]]) -> ModelSeen:
 
 def _tensor(row: Row, owners: dict[int, tuple[str, int]], now: str, aliases: tuple[str, ...]) -> TensorSeen:
     tensor = row.tensor
-    then = row.first[0]
+    then = row.first
     moved = row.moved or (bool(row.digest) and now != row.digest)
     lazy = is_lazy(tensor)
     return TensorSeen(
@@ -166,9 +167,7 @@ def _tensor(row: Row, owners: dict[int, tuple[str, int]], now: str, aliases: tup
         first_moved=row.first_moved if row.first_moved is not None or not moved else 0,
         moved_in_step=row.in_step,
         moved_between=row.between,
-        moved_without_grad=row.without_grad,
         gradients=row.gradients,
-        zero_gradients=row.zero_gradients,
         steps=row.steps,
         drift=row.drift,
         writes=row.writes,
@@ -192,7 +191,6 @@ def _is_not_finite(row: Row) -> bool:
 def _module(path: str, module: nn.Module, watch: ModelWatch) -> ModuleSeen:
     runs = watch.runs.get(id(module), [0, 0, 0, 0])
     own = module.__dict__
-    count = watch.counts.get(path)
     return ModuleSeen(
         path=path,
         type=type(module).__name__,
@@ -200,17 +198,16 @@ def _module(path: str, module: nn.Module, watch: ModelWatch) -> ModuleSeen:
         training=watch.training_then.get(path, module.training),
         training_now=module.training,
         must_eval=watch.must_eval.get(path, ""),
-        frozen=watch.is_frozen(path),
-        frozen_above=watch.frozen_above(path),
+        frozen=watch.parameters.is_frozen(path),
+        frozen_above=watch.parameters.frozen_above(path),
         runs_grad=runs[0],
         runs_no_grad=runs[1],
         runs_checkpoint=runs[2],
         runs=runs[3],
         odd={name: value for name, value in own.items() if _is_odd(name, value)},
-        parameters=count.all if count else 0,
+        parameters=watch.parameters.below(path).all,
         overrides_train=type(module).train is not nn.Module.train,
         no_statistics=isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None,
-        shows_merged=own.get("merged") is True,
         sigma_gap=watch.sigma_gaps.get(path),
     )
 
@@ -233,7 +230,7 @@ def _odd(watch: ModelWatch) -> Iterator[OddAttribute]:
 
 def _hidden(watch: ModelWatch) -> Iterator[tuple[str, str, int]]:
     counts: dict[tuple[str, str], int] = {}
-    for path, name, module in hidden_in(watch):
+    for path, name, module in hidden_in(watch.model, watch.modules):
         counts[(path, name)] = counts.get((path, name), 0) + sum(1 for _ in module.parameters())
     for (path, name), count in counts.items():
         yield path, name, count
@@ -267,11 +264,7 @@ def _optimizer(watch: OptimizerWatch, recorder: Recorder) -> OptimizerSeen:
                 paths.append((model, path))
         rates = watch.rates[number] if number < len(watch.rates) else []
         settings = settings_of(group)
-        groups.append(
-            GroupSeen(
-                paths, settings, watch.ignored(number), rates, settings.get("lr", 0.0), bool(group.get("param_names"))
-            )
-        )
+        groups.append(GroupSeen(paths, settings, watch.ignored(number), rates, settings.get("lr", 0.0)))
     return OptimizerSeen(
         name=watch.name,
         type=type(watch.optimizer).__name__,
@@ -285,7 +278,6 @@ def _optimizer(watch: OptimizerWatch, recorder: Recorder) -> OptimizerSeen:
         modes=watch.has_modes,
         in_train_mode=watch.in_train_mode,
         in_train_mode_at_eval=watch.in_train_mode_at_eval,
-        state_misfits=watch.misfits,
         live=watch.optimizer,
     )
 

@@ -35,7 +35,6 @@ class TraceWindow:
         mode = tracing.WriteTrace(
             tensors,
             in_optimizer=lambda: recorder.in_step is not None,
-            in_backward=lambda: recorder.in_backward,
             forward_place=lambda: recorder.forward_place,
         )
         mode.__enter__()

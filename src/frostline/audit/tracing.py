@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from frostline.audit.places import Place, in_stack, user_place
+from frostline.audit.places import Place, frames, in_stack, kind_of, user_place
 from frostline.audit.seen import Write
 
 # Operators whose schemas hide that they write: the arguments they write to, and the one that says whether they do.
@@ -62,13 +62,12 @@ class WriteTrace(TorchDispatchMode):
         tensors: dict[str, Tensor],
         *,
         in_optimizer: Callable[[], bool],
-        in_backward: Callable[[], bool],
         forward_place: Callable[[], Place],
     ) -> None:
         super().__init__()
         self._forward_place = forward_place
         self.found: list[Write] = []
-        self._in_optimizer, self._in_backward = in_optimizer, in_backward
+        self._in_optimizer = in_optimizer
         self._ids = {id(tensor): path for path, tensor in tensors.items()}
         self._storages: dict[int, list[str]] = {}
         self._regions: list[_Region] = []
@@ -113,7 +112,7 @@ class WriteTrace(TorchDispatchMode):
         if key in self._seen:
             return
         self._seen.add(key)
-        # `detach()` gives a view, which shares the version counter; `.data` gives neither.
+        # `.data` and `detach()` are no views.
         aside = id(tensor) not in self._ids and not tensor._is_view()
         self.found.append(
             Write(
@@ -122,7 +121,6 @@ class WriteTrace(TorchDispatchMode):
                 place,
                 via_data=aside,
                 in_optimizer=self._in_optimizer(),
-                in_backward=self._in_backward(),
             )
         )
 
@@ -166,8 +164,8 @@ class DrawTrace(TorchDispatchMode):
 def _only_for_training(func: Any, name: str, args: Any, kwargs: Any) -> str:
     if name in _RANDOM:
         # On the CPU attention is taken apart, and drops with the same operator; the line that called it tells.
-        inner = sys._getframe(2)
-        attends = _ATTEND in linecache.getline(inner.f_code.co_filename, inner.f_lineno)
+        inner = next((f for f in frames(sys._getframe(1)) if not _passes_on(f.f_code.co_filename)), None)
+        attends = inner is not None and _ATTEND in linecache.getline(inner.f_code.co_filename, inner.f_lineno)
         return "attention" if attends else "dropout"
     base = _base(name)
     if base in _ATTENTION:
@@ -181,6 +179,11 @@ def _only_for_training(func: Any, name: str, args: Any, kwargs: Any) -> str:
         always = name in _BATCH_ONLY or base == "aten._batch_norm_with_update"
         return "batch_norm" if training is True or always else ""
     return ""
+
+
+def _passes_on(file: str) -> bool:
+    """Whether a frame's file only brings an operator to the mode."""
+    return kind_of(file) == "ours" or file.endswith("torch/_compile.py") or "_dynamo" in file
 
 
 def _argument(func: Any, args: Any, kwargs: Any, wanted: str) -> Any:
