@@ -1,8 +1,8 @@
 """What was done to models and optimizers while a loop was watched: one small record for each call.
 
-Paths are dotted paths in the model that the record names; an object that belongs to no model that was seen has an empty
-``model`` and, as ``path``, what is known of it. Nothing here refers to a tensor or a module. Longer than most files: one
-small class for each kind of call.
+Paths are dotted paths in the model that the record names; an object that belongs to no model that was seen has an
+empty ``model`` and, as ``path``, what is known of it. Nothing here refers to a tensor or a module. Longer than most
+files: one small class for each kind of call.
 """
 
 from __future__ import annotations

@@ -63,6 +63,14 @@ class Parameters:
         return path
 
 
+def is_held(row: Row) -> bool:
+    """Whether a hold is on a tensor now."""
+    if row.kind == "parameter":
+        ledger = ledger_of(row.owner)
+        return ledger is not None and row.name in ledger.gradients
+    return holds_statistics(row.owner)
+
+
 def reason_of(row: Row, frozen: Collection[str], parameters: Parameters, in_eval: Collection[str]) -> str:
     """Why a tensor must stay, a key of :data:`~frostline.audit.contract.REASONS`; empty where it may move.
 
@@ -72,17 +80,12 @@ def reason_of(row: Row, frozen: Collection[str], parameters: Parameters, in_eval
         parameters: the counts of its model.
         in_eval: the modules that must stay in eval mode.
     """
-    ledger = ledger_of(row.owner)
-    if row.kind == "parameter":
-        if ledger is not None and row.name in ledger.gradients:
-            return "hold"
-        if row.path in frozen:
-            return "declared"
-        return "" if row.tensor.requires_grad else "requires_grad"
-    if holds_statistics(row.owner):
+    if is_held(row):
         return "hold"
     if row.path in frozen:
         return "declared"
+    if row.kind == "parameter":
+        return "" if row.tensor.requires_grad else "requires_grad"
     path = names.parent(row.path)
     if parameters.frozen_above(path):
         return "requires_grad"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from frostline.attach.ledger import holds_mode
 from frostline.audit.contract import Contract
-from frostline.audit.expectations import STATISTICS, Parameters, reason_of
+from frostline.audit.expectations import STATISTICS, Parameters, is_held, reason_of
 from frostline.audit.marks import marks
 from frostline.audit.module_facts import depends_on_mode, hidden_in, settings_now
 from frostline.audit.places import Place
@@ -301,6 +301,8 @@ class ModelWatch:
             if mark == row.now:
                 continue
             row.now = mark
+            if row.must_stay == "hold" and not is_held(row):
+                row.must_stay = ""  # the hold was released, and what moves since then is meant to
             row.moved = True
             row.first_moved = step if row.first_moved is None else row.first_moved
             in_step_too = in_step and row.kind == "parameter"
@@ -309,7 +311,8 @@ class ModelWatch:
             size = distance(row)
             if size is not None:
                 row.drift.append((step, size))
-            moved.append(row)
+            if row.must_stay:
+                moved.append(row)
         return moved
 
     # -- phases -------------------------------------------------------------------------------------------------------

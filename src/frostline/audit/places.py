@@ -18,6 +18,7 @@ import torch
 # A stack deeper than this belongs to a recursion, and the frame that matters is not at its far end.
 _DEEPEST = 200
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_AUDIT = os.path.join(_OURS, "audit") + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _LIBRARIES = tuple(
     {
@@ -140,14 +141,13 @@ def user_place(depth: int = 1) -> Place:
         kind = kind_of(file)
         if is_users(frame):
             return Place(file, frame.f_lineno, frame.f_code.co_name, via)
+        if kind == "ours" and not via and not file.startswith(_AUDIT):
+            via = "frostline"  # a hold that is thawed, for example
         if kind == "library" and inner is None:
-            name = str(frame.f_globals.get("__name__", ""))
-            via = name.partition(".")[0]
+            name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
             # contextlib and functools only pass calls on.
-            if via in _CARRIERS:
-                via = ""
-                continue
-            inner = frame
+            if name not in _CARRIERS:
+                via, inner = via or name, frame
     return Place(inner.f_code.co_filename, inner.f_lineno, inner.f_code.co_name, via) if inner else NOWHERE
 
 

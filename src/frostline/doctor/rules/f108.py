@@ -56,6 +56,8 @@ def _lines(seen: Seen, model: ModelSeen) -> list[_Flags]:
     before = min(begun, default=None)
     lines: dict[tuple[Place, bool], _Flags] = {}
     for event in seen.of(GradFlag, lambda e: e.model == model.name and (before is None or e.at < before)):
+        if event.value and event.place.via == "frostline":
+            continue  # a hold that the user thaws
         if (
             event.value
             or event.before
@@ -71,7 +73,7 @@ def _declared(seen: Seen, model: ModelSeen) -> Iterator[Found]:
     thawed: dict[Place, list[TensorSeen]] = {}
     for tensor in moved:
         flags = written.get((model.name, tensor.path), [])
-        if flags and flags[-1].value and any(not e.value for e in flags):
+        if flags and flags[-1].value and flags[-1].place.via != "frostline" and any(not e.value for e in flags):
             thawed.setdefault(flags[-1].place, []).append(tensor)
     for place, tensors in thawed.items():
         froze = [e for e in written[model.name, tensors[0].path] if not e.value]

@@ -84,7 +84,7 @@ def _declared(seen: Seen, model: ModelSeen) -> Iterator[Found]:
     written = flags_by_path(seen) if moved else {}
     for tensor in moved:
         flags = written.get((model.name, tensor.path))
-        if flags and flags[-1].value and flags[-1].place.via:
+        if flags and flags[-1].value and flags[-1].place.via not in {"", "frostline"}:
             by_line.setdefault(flags[-1].place, []).append(tensor)
     for place, tensors in by_line.items():
         paths = tuple(t.path for t in tensors)
