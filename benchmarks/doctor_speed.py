@@ -30,6 +30,7 @@ from frostline.finetune import FinetuneConfig, run
 T0_GOAL, T1_GOAL, T2_GOAL, JOB_GOAL = 1.03, 1.05, 1.25, 1.05
 # Passes that are looked at module by module, and one more.
 SETTLED = 3
+BATCH, PIXELS = 8, 160
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera"
 
 
@@ -75,10 +76,10 @@ class Loop:
 
 
 def frozen_resnet50() -> Loop:
-    images = torch.randn(16, 3, 224, 224)
+    images = torch.randn(BATCH, 3, PIXELS, PIXELS)
     model = resnet("resnet50", images)
     fl.freeze(model, "*", "!fc*")
-    return Loop(model, lambda: (images, torch.randint(1000, (16,))))
+    return Loop(model, lambda: (images, torch.randint(1000, (BATCH,))))
 
 
 class Classifier(nn.Module):
@@ -145,7 +146,7 @@ def main() -> None:
         )
     else:
         print(f"the main job was not measured: {DATA} is absent", file=sys.stderr)
-    write("doctor_speed", {"batch": 16, "pixels": 224, "rounds": rounds, "settled": SETTLED}, comparisons)
+    write("doctor_speed", {"batch": BATCH, "pixels": PIXELS, "rounds": rounds, "settled": SETTLED}, comparisons)
 
 
 if __name__ == "__main__":
