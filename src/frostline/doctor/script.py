@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from frostline.audit.contract import Contract
+from frostline.audit.places import short
 from frostline.audit.recorder import EVERY
 from frostline.audit.seen import Seen
 from frostline.audit.watch import Stopped, Watch
@@ -98,7 +99,7 @@ def run_script(
         _check(Path(path))
     audit = _Audit(steps, keep_going, apply, contract, every, trace, give_up)
     seen = audit.begin()
-    seen.script = path
+    seen.script = path if as_module else short(path)
     with _as_main(path, list(arguments), as_module=as_module):
         if as_module:
             _find(path)

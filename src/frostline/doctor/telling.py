@@ -119,8 +119,15 @@ def quoted(parts: Sequence[str]) -> str:
     return ", ".join(f'"{path or "*"}"' for path in parts[:4]) + (", ..." if len(parts) > 4 else "")
 
 
-def freezer(seen: Seen, model: ModelSeen, parts: Sequence[str]) -> Callable[[], str]:
-    """A repair that puts a hold on parts of a model, and lets the optimizers that own them know."""
+def freezer(seen: Seen, model: ModelSeen, parts: Sequence[str], *, what: str = "") -> Callable[[], str]:
+    """A repair that puts a hold on parts of a model, and lets the optimizers that own them know.
+
+    Args:
+        seen: what was seen.
+        model: the model.
+        parts: paths of modules and parameters.
+        what: how the parts are called in what the repair says; their paths by default.
+    """
 
     def repair() -> str:
         from frostline.freezing import freeze
@@ -131,7 +138,7 @@ def freezer(seen: Seen, model: ModelSeen, parts: Sequence[str]) -> Callable[[], 
         optimizers = [o.live for o in seen.optimizers if o.name in owners and o.live is not None]
         # The root has no path of its own; a star selects the same.
         freeze(model.live, *(exactly(part) if part else "*" for part in parts), optimizer=optimizers or None)
-        return f"a hold on {some(parts)}"
+        return f"a hold on {what or some(parts)}"
 
     return repair
 

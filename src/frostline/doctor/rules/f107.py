@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from frostline.audit.seen import ModelSeen, Seen, TensorSeen
 from frostline.doctor.rule import Found, Rule
-from frostline.doctor.telling import biggest, counted, drift_of, last_mode_call, selectors_of, writer
+from frostline.doctor.telling import biggest, counted, drift_of, freezer, last_mode_call, selectors_of, writer
 from frostline.findings import Safety, Severity
 from frostline.state import names
 
@@ -42,7 +42,7 @@ def look(seen: Seen) -> Iterator[Found]:
             severity=Severity.ERROR,
             safety=Safety.SAFE,
             place=worst.writes[0].place if worst.writes else call.place if call else None,
-            repair=_freezer(model, layers),
+            repair=freezer(seen, model, layers, what=counted(len(layers), "normalization layer")),
             inferred=worst.must_stay not in {"hold", "declared"},
         )
 
@@ -58,18 +58,6 @@ def _follows(tensor: TensorSeen, model: ModelSeen) -> bool:
     while (above := names.parent(top)) != top and (module := model.modules.get(above)) is not None and module.frozen:
         top = above
     return any(t.moved_between and t.must_stay == "requires_grad" for t in model.below(top) if t.kind == "parameter")
-
-
-def _freezer(model: ModelSeen, layers: tuple[str, ...]) -> Callable[[], str]:
-    def repair() -> str:
-        from frostline.freezing import freeze
-        from frostline.state.selection import exactly
-
-        assert model.live is not None
-        freeze(model.live, *(exactly(path) for path in layers))
-        return f"a hold on {counted(len(layers), 'normalization layer')}"
-
-    return repair
 
 
 def sound(seen: Seen) -> str | None:

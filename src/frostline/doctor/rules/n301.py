@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from frostline.audit.events import ModeCall
 from frostline.audit.seen import ModelSeen, Seen
 from frostline.doctor.passes import Passes, mode_matters
 from frostline.doctor.rule import Found, Rule
-from frostline.doctor.telling import counted, share, some
+from frostline.doctor.telling import counted, freezer, share, some
 from frostline.findings import Safety, Severity
 from frostline.state import names
 
@@ -52,7 +52,7 @@ def look(seen: Seen) -> Iterator[Found]:
             severity=Severity.ERROR,
             safety=Safety.SAFE,
             place=call.place if call is not None else phase.place,
-            repair=_freezer(model, tuple(missed)),
+            repair=freezer(seen, model, tuple(missed), what=counted(len(missed), "normalization layer")),
             inferred=True,
         )
 
@@ -88,18 +88,6 @@ def _by_hand(seen: Seen, model: ModelSeen, kept: set[str]) -> ModeCall | None:
     """The call that put one of the kept layers into eval mode, alone."""
     calls = seen.of(ModeCall, lambda e: e.model == model.name and not e.mode and e.path in kept and not e.direct)
     return calls[-1] if calls else None
-
-
-def _freezer(model: ModelSeen, paths: tuple[str, ...]) -> Callable[[], str]:
-    def repair() -> str:
-        from frostline.freezing import freeze
-        from frostline.state.selection import exactly
-
-        assert model.live is not None
-        freeze(model.live, *(exactly(path) for path in paths))
-        return f"a hold on {counted(len(paths), 'normalization layer')}"
-
-    return repair
 
 
 def sound(seen: Seen) -> str | None:
