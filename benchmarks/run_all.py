@@ -28,6 +28,7 @@ BENCHMARKS = (
     "param_groups",
     "unfreezing_step",
     "meta_speed",
+    "doctor_speed",
 )
 
 

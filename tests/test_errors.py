@@ -81,6 +81,7 @@ def test_exit_codes() -> None:
     not_two = {
         "FrozenStateMoved": 1,
         "CorruptData": 3,
+        "CorruptBaseline": 3,
         "CorruptCheckpoint": 3,
         "UnsafeCheckpoint": 3,
         "NonFiniteStatistics": 3,

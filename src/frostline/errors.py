@@ -31,6 +31,7 @@
     ├── MetaError (ValueError)            a few-shot learner and its tasks do not go together
     │   └── PolicyError                   no such statistics policy, or none that this model can have
     ├── BaselineError (ValueError)        a file of known findings cannot be used
+    │   └── CorruptBaseline               it cannot be read
     ├── CannotWrite (OSError)             a file cannot be written
     └── StorageFull (OSError)             the disk has no space left
     FrostlineWarning (UserWarning)
@@ -206,6 +207,12 @@ class PolicyError(MetaError):
 
 class BaselineError(FrostlineError, ValueError):
     """A file of known findings is missing, damaged or of another version."""
+
+
+class CorruptBaseline(BaselineError):
+    """A file of known findings is damaged."""
+
+    exit_code = 3
 
 
 class CannotWrite(FrostlineError, OSError):

@@ -137,6 +137,14 @@ def test_wrong_calls_end_with_two_and_say_why(doctor, arguments, said):
     assert said in out + err
 
 
+def test_a_damaged_baseline_ends_with_three(doctor, tmp_path):
+    known = tmp_path / "known.json"
+    known.write_text('{"schema_version": 1, "findings": [{"id"')
+    code, _, err = doctor("--baseline", known, NAIVE)
+    assert code == 3
+    assert "cannot be read" in err
+
+
 def test_a_declared_part_that_moves_is_an_error(doctor, right):
     code, out, _ = doctor("--json", "--frozen", "bias", right)
     told = json.loads(out)

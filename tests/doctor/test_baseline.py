@@ -87,7 +87,7 @@ def test_a_damaged_file_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path, co
     assert first.startswith(f"the baseline {file} cannot be read: ")
     assert said in first
     assert fix.startswith("  fix: restore it from version control")
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, True])

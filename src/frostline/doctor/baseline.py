@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from frostline.durable import replace_file, told
-from frostline.errors import BaselineError
+from frostline.errors import BaselineError, CorruptBaseline
 from frostline.findings import Finding
 
 SCHEMA_VERSION = 1
@@ -125,7 +125,8 @@ def read_baseline(path: Path) -> Baseline:
     """Read a baseline.
 
     Raises:
-        BaselineError: there is no such file, it is damaged, or it is of another version.
+        CorruptBaseline: it is damaged.
+        BaselineError: there is no such file, or it is of another version.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -162,8 +163,8 @@ def _known(path: Path, number: int, row: object) -> KnownFinding:
     return KnownFinding(**{name: str(fields.get(name, "")) for name in names})
 
 
-def _damaged(path: Path, why: str) -> BaselineError:
-    return BaselineError(
+def _damaged(path: Path, why: str) -> CorruptBaseline:
+    return CorruptBaseline(
         f"the baseline {path} cannot be read: {why}\n"
         f"  fix: restore it from version control, or write it anew with --write-baseline {path}"
     )
