@@ -26,11 +26,7 @@ _MOST_BYPASSED = 50
 
 
 class ForwardListener:
-    """Hears the calls of modules.
-
-    Attributes:
-        quiet: inside of a model that need not be looked at closely: its submodules need not be heard.
-    """
+    """Hears the calls of modules; ``set_quiet`` says that the submodules of the one that runs need not be heard."""
 
     def __init__(self, recorder: Recorder, window: TraceWindow, set_quiet: Callable[[bool], None]) -> None:
         self._recorder = recorder
