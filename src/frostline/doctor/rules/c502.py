@@ -85,7 +85,7 @@ RULE = Rule(
     'assert not result.unexpected_keys\nassert result.missing_keys == ["fc.weight", "fc.bias"]',
     remedy="Rename the keys until they match, and check what is missing, or let `frostline.plan_load` do both.",
     safety=Safety.MANUAL,
-    how_safe="advice: which entry belongs to which tensor has to be decided",
+    how_safe="manual: which entry belongs to which tensor has to be decided",
     false_alarms="Loading values that the model already had (a target network that was copied from the same weights) "
     "is information only before training begins, and not told after that: a best state may be the last one.",
     source="libreyolo PR444, defect4ML 013",

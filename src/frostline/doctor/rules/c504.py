@@ -74,7 +74,7 @@ RULE = Rule(
     remedy="Build the optimizer in the order of the checkpoint, with `named_parameters()`, so that the names are "
     "stored and can be compared; or start with an empty state.",
     safety=Safety.MANUAL,
-    how_safe="advice: what the stored order was is known to the run that stored it",
+    how_safe="manual: what the stored order was is known to the run that stored it",
     false_alarms="A third-party optimizer that keeps, under the name of one of torch's states, one of another shape "
     "on purpose. A layer that was only renamed since is told by its name: as a warning. Parameters of one shape that "
     "changed places without stored names cannot be told.",

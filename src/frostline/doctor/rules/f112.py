@@ -116,7 +116,7 @@ RULE = Rule(
     instead='frostline.freeze(model, "trunk")\noptimizer = torch.optim.SGD(head, lr=0.1)',
     remedy="Freeze the part with `frostline.freeze`, or leave it out of the optimizer.",
     safety=Safety.MANUAL,
-    how_safe="advice: what the flag was to mean is only known from its name",
+    how_safe="manual: what the flag was to mean is only known from its name",
     false_alarms="A loop that reads the flag itself, and at times lets the group train. Nothing is said where the "
     "parameters did not move.",
     source="JDAI-CV/fast-reid#178",

@@ -180,7 +180,7 @@ RULE = Rule(
     instead="model.head.weight = nn.Parameter(model.embed.weight.detach().clone())\nmodel.embed.requires_grad_(False)",
     remedy="Decide for both ends, or untie them before freezing.",
     safety=Safety.MANUAL,
-    how_safe="advice: which of the two was meant is not known, and untying changes the model",
+    how_safe="manual: which of the two was meant is not known, and untying changes the model",
     false_alarms="Both ends were meant. Say it of both: freeze both, or call `requires_grad_(True)` on both; nothing "
     "is said of a tensor whose flag was written for each of its ends.",
     source="transformers#11903, transformers#31467, LlamaFactory#5032",

@@ -86,7 +86,7 @@ RULE = Rule(
     "p.requires_grad = False",
     remedy="Compare with the names that the model has; `frostline.freeze` refuses a pattern that matches nothing.",
     safety=Safety.MANUAL,
-    how_safe="advice: what was to be matched is not known",
+    how_safe="manual: what was to be matched is not known",
     false_alarms="A script for several models whose filter does not apply to this one: give it an empty list of "
     "names then. A list of names that is empty, or not written in the source, is never reported; neither is a filter "
     "that another line makes up for.",

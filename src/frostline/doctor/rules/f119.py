@@ -173,7 +173,7 @@ RULE = Rule(
     instead="for p in model.parameters():\n    if p.requires_grad:\n        p.data.clamp_(-0.01, 0.01)",
     remedy="Leave the frozen part out of the line that writes.",
     safety=Safety.MANUAL,
-    how_safe="advice: the write may be what is wanted, and the freezing not",
+    how_safe="manual: the write may be what is wanted, and the freezing not",
     false_alarms="Parameters without gradients that a class keeps up by itself (codebooks, prototypes): they are "
     "reported only where a hold or a contract covers them. Moving averages, teachers and target networks are "
     'recognized by the part that they follow. Otherwise: `contract=Contract(moving=("teacher",))`.',

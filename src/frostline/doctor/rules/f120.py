@@ -136,7 +136,7 @@ RULE = Rule(
     instead="model = Net()\nmodel.train()\nfor x, y in loader: ...",
     remedy="Call `train()` before the first step, or freeze in the constructor or with `frostline.freeze`.",
     safety=Safety.MANUAL,
-    how_safe="advice: to call `train()` changes the modes of other layers too",
+    how_safe="manual: to call `train()` changes the modes of other layers too",
     false_alarms="A `train()` that freezes under a condition that does not hold: only what moved is reported, and "
     "the condition is not evaluated.",
     source="mmpretrain#702",

@@ -64,7 +64,7 @@ RULE = Rule(
     remedy="Say what the normalization layers do at test time: statistics of the batch on copies of the buffers, "
     "running ones in eval mode, or one of the policies of `frostline.meta`.",
     safety=Safety.MANUAL,
-    how_safe="advice: with which statistics a learner is tested is part of the method",
+    how_safe="manual: with which statistics a learner is tested is part of the method",
     false_alarms="A transductive method that never reads its running statistics, neither in training nor afterwards: "
     "its figures are what they are said to be, and only the module is changed. Deep copies that an optimizer of their "
     "own adapts look like any other training here; M201 tells them where they are tested in train mode.",
