@@ -130,5 +130,5 @@ RULE = Rule(
     source="Lightning#21531 and PR21652, vision PR3396 and #3394, Relation-DETR#39",
     look=look,
     sound=sound,
-    explains=("F106", "F107", "F108", "F121", "O401", "O412"),
+    explains=("F106", "F107", "F108", "O401", "O412"),
 )
