@@ -237,11 +237,12 @@ from torch import nn
 class Sum(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(1, 1) for _ in range(50_000)])
+        self.weights = nn.ParameterList([torch.ones(1) for _ in range(99_000)])
+        self.layers = nn.ModuleList([nn.Linear(1, 1) for _ in range(500)])
     def forward(self, x):
         return sum(layer.weight.sum() for layer in self.layers[:50]) * x
 model = Sum()
-for p in model.layers[40_000:].parameters():
+for p in model.weights:
     p.requires_grad = False
 optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 for _ in range(3):
