@@ -462,3 +462,34 @@ def test_a_stop_is_no_exception_that_a_loop_would_catch():
             except Exception:
                 pytest.fail("the loop caught it")
     assert (seen.ended, len(seen.steps)) == ("stopped", 2)
+
+
+class Doubling(torch.optim.SGD):
+    """A class of the user's whose step calls the one it inherits: torch runs its hooks around both."""
+
+    def step(self, closure=None):
+        if self.fails:
+            self.fails = False
+            super().step(closure)
+            raise ArithmeticError
+        return super().step(closure)
+
+    fails = False
+
+
+def test_a_step_inside_of_a_step_is_one_step_also_after_one_that_raised():
+    model = nn.Linear(2, 1)
+    optimizer = Doubling(model.parameters(), lr=0.1)
+    with fl.watch(model, optimizer) as seen:
+        for fails in (False, True, False):
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.fails = fails
+            if fails:
+                with pytest.raises(ArithmeticError):
+                    optimizer.step()
+            else:
+                optimizer.step()
+    assert seen.missed == []
+    assert len(seen.steps) == 2
+    assert [step.backwards for step in seen.steps] == [1, 2]

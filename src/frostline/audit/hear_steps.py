@@ -34,6 +34,7 @@ class StepListener:
         self._after_step = after_step
         self._backwards = 0
         self._walked = 0
+        self._nested = 0
         self._event: dict[str, Any] = {}
         self._stale_before: dict[tuple[str, str], tuple[Row, Tensor]] = {}
         self._scale = 1.0
@@ -86,7 +87,9 @@ class StepListener:
         recorder = self._recorder
         with recorder.work():
             if recorder.in_step is not None and _is_nested(optimizer):
+                self._nested += 1
                 return
+            self._nested = 0
             watch = recorder.optimizer(optimizer)
             if not watch.steps:
                 recorder.name_anew(watch)
@@ -140,7 +143,8 @@ class StepListener:
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
         """An optimizer has stepped."""
         recorder = self._recorder
-        if _is_nested(optimizer):
+        if self._nested:
+            self._nested -= 1
             return
         with recorder.work():
             watch = recorder.optimizer(optimizer)
@@ -239,8 +243,6 @@ def _is_nested(optimizer: Optimizer) -> bool:
 
     torch calls its hooks around both. What an earlier step left behind cannot tell, since that may have raised.
     """
-    if type(optimizer).step in _OWN_STEPS:
-        return False
     wrappers = [
         f for f in frames(sys._getframe(1)) if f.f_code.co_name == "wrapper" and f.f_code.co_filename == _HOOKED
     ]
@@ -248,7 +250,6 @@ def _is_nested(optimizer: Optimizer) -> bool:
 
 
 _HOOKED = Optimizer.profile_hook_step.__code__.co_filename
-_OWN_STEPS = {cls.step for cls in vars(torch.optim).values() if isinstance(cls, type) and issubclass(cls, Optimizer)}
 
 
 def _norm(grads: list[Tensor]) -> float:

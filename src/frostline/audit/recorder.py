@@ -101,9 +101,9 @@ class Recorder:
         self.in_functional = 0
         # Modules that were put into eval mode on their own: id to the module, until they are put back.
         self.put_into_eval: dict[int, weakref.ref[nn.Module]] = {}
-        # What was put in the place of parameters: the old tensor, its module and its name there.
         # Lines that asked modules for what they have: module, method, file and number to the module and the line.
         self.walks: dict[tuple[int, str, str, int], tuple[weakref.ref[nn.Module], Place]] = {}
+        # What was put in the place of parameters: the old tensor, its module and its name there.
         self.replaced: list[tuple[weakref.ref[Any], weakref.ref[nn.Module], str]] = []
         self._frames = frames_compiled()
         self._ignored: weakref.WeakSet[nn.Module] = weakref.WeakSet()

@@ -70,9 +70,9 @@ class Watch:
             self._taps.window.close()
             finish(recorder)
             fill(self.seen, recorder, self._taps.files.kept())
-        self.seen.missed = list(recorder.missed)
         with recorder.work():
             ranks.gather(self.seen)
+        self.seen.missed[:0] = recorder.missed
         self.seen.cost, self.seen.seconds = recorder.cost, time.perf_counter() - self._began
 
     @property
