@@ -1,10 +1,14 @@
-"""A realistic run: a digits classifier whose trunk and digit head are held while a parity head trains."""
+"""A realistic run (a digits classifier, trunk and digit head held while a parity head trains), and a screen."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,3 +106,50 @@ def page() -> RunPage:
         warnings=("torchvision runs without its compiled operators; nothing here needs them.",),
         generator="frostline 0.1.0",
     )
+
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+class Screen:
+    """Headless Chromium."""
+
+    def __init__(self, chromium: Any) -> None:
+        self.new_context = chromium.new_context
+        self._chromium = chromium
+
+    @contextmanager
+    def opened(self, file: Path, *, width: int = 1280, **options: Any) -> Iterator[Any]:
+        """A page on a screen; fails if it complains or asks for anything but its own file."""
+        view = self._chromium.new_page(viewport={"width": width, "height": 800}, **options)
+        complaints: list[str] = []
+        view.on("console", lambda message: complaints.append(message.text))
+        view.on("pageerror", lambda error: complaints.append(str(error)))
+        view.on("request", lambda sent: sent.url == file.as_uri() or complaints.append(f"asked for {sent.url}"))
+        view.goto(file.as_uri())
+        try:
+            yield view
+            assert complaints == []
+        finally:
+            view.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Screen]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip(
+            "NO BROWSER: the report is not looked at, because 'chromium' is not on PATH (apt-get install chromium)"
+        )
+    playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER: the package 'playwright' is missing")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield Screen(launched)
+        launched.close()

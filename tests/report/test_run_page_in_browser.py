@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,45 +11,6 @@ import pytest
 from frostline.report import HeldEntry, RunPage, render_run
 
 pytestmark = pytest.mark.browser
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip(
-            "NO BROWSER: the report is not looked at, because 'chromium' is not on PATH (apt-get install chromium)"
-        )
-    playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER: the package 'playwright' is missing")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield launched
-        launched.close()
-
-
-@contextmanager
-def opened(browser: Any, file: Path, *, width: int = 1280, **options: Any) -> Iterator[Any]:
-    """The page on a screen; fails if it complains or asks for anything but its own file."""
-    view = browser.new_page(viewport={"width": width, "height": 800}, **options)
-    complaints: list[str] = []
-    view.on("console", lambda message: complaints.append(message.text))
-    view.on("pageerror", lambda error: complaints.append(str(error)))
-    view.on("request", lambda sent: sent.url == file.as_uri() or complaints.append(f"asked for {sent.url}"))
-    view.goto(file.as_uri())
-    try:
-        yield view
-        assert complaints == []
-    finally:
-        view.close()
 
 
 def write(folder: Path, page: RunPage) -> Path:
@@ -74,7 +32,7 @@ OPEN_ALL = "document.querySelectorAll('details').forEach((node) => { node.open =
 def test_the_page_fits_and_says_its_verdict(
     browser: Any, tmp_path: Path, page: RunPage, width: int, scheme: str
 ) -> None:
-    with opened(browser, write(tmp_path, page), width=width, color_scheme=scheme) as view:
+    with browser.opened(write(tmp_path, page), width=width, color_scheme=scheme) as view:
         assert view.get_by_text("Nothing that was held moved").is_visible()
         assert view.locator(".evidence").inner_text() == "40 of 40 entries equal to the bit"
         assert overflow(view) <= 0
@@ -100,7 +58,7 @@ def test_long_and_hostile_names_fit_and_do_nothing(browser: Any, tmp_path: Path,
         outcome=replace(page.outcome, title=name, heads=heads, moved=()),
         warnings=(name,),
     )
-    with opened(browser, write(tmp_path, hostile), width=width) as view:
+    with browser.opened(write(tmp_path, hostile), width=width) as view:
         view.evaluate(OPEN_ALL)
         assert view.title() == f"{name} · Frostline"
         assert view.locator("h1").inner_text() == name
@@ -108,7 +66,7 @@ def test_long_and_hostile_names_fit_and_do_nothing(browser: Any, tmp_path: Path,
 
 
 def test_search_filters_the_tree_and_gives_it_back(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    with opened(browser, write(tmp_path, page)) as view:
+    with browser.opened(write(tmp_path, page)) as view:
         search = view.get_by_label("Filter by path")
         before = view.locator("#tree details[open]").count()
         search.fill("STEM.bn1 running_*")
@@ -125,7 +83,7 @@ def test_search_filters_the_tree_and_gives_it_back(browser: Any, tmp_path: Path,
 
 
 def test_modules_open_by_keyboard(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    with opened(browser, write(tmp_path, page)) as view:
+    with browser.opened(write(tmp_path, page)) as view:
         trunk = view.locator("#tree details details").first
         view.get_by_label("Digests in full").focus()
         view.keyboard.press("Tab")
@@ -150,7 +108,7 @@ def test_without_scripts_everything_is_there_but_the_search(browser: Any, tmp_pa
 
 
 def test_still_readers_see_no_motion(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    with opened(browser, write(tmp_path, page), reduced_motion="reduce") as view:
+    with browser.opened(write(tmp_path, page), reduced_motion="reduce") as view:
         assert view.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
         moving = view.evaluate(
             "[...document.querySelectorAll('*')]"
@@ -160,7 +118,7 @@ def test_still_readers_see_no_motion(browser: Any, tmp_path: Path, page: RunPage
 
 
 def test_a_shortened_digest_is_copied_whole(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    with opened(browser, write(tmp_path, page)) as view:
+    with browser.opened(write(tmp_path, page)) as view:
         view.evaluate(OPEN_ALL)
         digest = view.locator("#tree .digest").first
         assert digest.bounding_box()["width"] < 90
@@ -177,7 +135,7 @@ def test_two_thousand_modules_can_be_searched(browser: Any, tmp_path: Path, page
         for name in ("running_mean", "running_var", "num_batches_tracked")
     )
     big = replace(page, held=held, outcome=replace(page.outcome, held=len(held)))
-    with opened(browser, write(tmp_path, big), width=360) as view:
+    with browser.opened(write(tmp_path, big), width=360) as view:
         search = view.get_by_label("Filter by path")
         search.fill("stage7.block42.")
         view.get_by_text("3 entries of 6,002").wait_for()
@@ -192,7 +150,7 @@ def test_two_thousand_modules_can_be_searched(browser: Any, tmp_path: Path, page
 
 
 def test_it_prints(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    with opened(browser, write(tmp_path, page)) as view:
+    with browser.opened(write(tmp_path, page)) as view:
         assert view.pdf(format="A4").startswith(b"%PDF")
         view.emulate_media(media="print", color_scheme="dark")
         assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
