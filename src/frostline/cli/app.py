@@ -48,7 +48,7 @@ app.command(
     short_help=doctor_command.SHORT,
     epilog=doctor_command.EXAMPLES,
     # Behind the script everything is the script's.
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={"allow_interspersed_args": False},
 )(doctor_command.doctor)
 app.command("rule", short_help=rule_command.SHORT, epilog=rule_command.EXAMPLES)(rule_command.rule)
 app.add_typer(meta_command.app, name="meta", short_help=meta_command.SHORT)
