@@ -14,9 +14,9 @@ from torch import nn
 import frostline
 from frostline.audit.places import Place
 from frostline.audit.seen import Crash
+from frostline.baseline import Baseline
 from frostline.cli.doctor_pages import doctor_page, doctor_sarif, lines_around
 from frostline.doctor import Examination, examine
-from frostline.doctor.baseline import Baseline
 from frostline.findings import Finding, Severity
 from frostline.report.contract_tree import grow_contract_tree
 from frostline.report.doctor_page import judge, render_doctor

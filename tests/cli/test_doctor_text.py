@@ -13,10 +13,10 @@ from frostline.audit.contract import REASONS
 from frostline.audit.events import Step
 from frostline.audit.places import Place
 from frostline.audit.seen import Crash, GroupSeen, ModelSeen, ModuleSeen, OptimizerSeen, Seen, TensorSeen
+from frostline.baseline import Baseline
 from frostline.cli.doctor_subjects import subject_of
 from frostline.cli.doctor_text import print_examination, told
 from frostline.doctor import Examination, examine
-from frostline.doctor.baseline import Baseline
 from frostline.findings import Finding, Safety, Severity
 
 MEAN = "trunk.1.running_mean"

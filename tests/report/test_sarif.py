@@ -244,7 +244,7 @@ def test_a_file_elsewhere_has_a_whole_uri(tmp_path: Path) -> None:
 
 
 def test_a_baseline_tells_new_from_known() -> None:
-    states = [result["baselineState"] for result in written(FOUND, NOWHERE, known={FOUND.id})["results"]]
+    states = [result["baselineState"] for result in written(FOUND, NOWHERE, known={FOUND})["results"]]
     assert states == ["unchanged", "new"]
     assert "baselineState" not in written(FOUND)["results"][0]
 

@@ -15,8 +15,8 @@ from frostline.cli.console import FIRST_PROCESS, OUTPUT, print_json
 from frostline.cli.norm_inputs import Html, check_page, write_page
 
 if TYPE_CHECKING:
+    from frostline.baseline import Baseline, Split
     from frostline.doctor import Examination
-    from frostline.doctor.baseline import Baseline, Split
     from frostline.doctor.script import ScriptRun
 
 SHORT = "Run a training script as it is, and say what is wrong in it."
@@ -79,7 +79,7 @@ def doctor(
     """
     check_page(html)
     from frostline.audit.contract import Contract
-    from frostline.doctor.baseline import read_baseline
+    from frostline.baseline import read_baseline
     from frostline.doctor.script import run_script
 
     known = None if baseline is None else read_baseline(baseline)
@@ -125,7 +125,7 @@ class _Shown:
 
     def __call__(self, run: ScriptRun) -> int:
         """Show it; the exit code."""
-        from frostline.doctor.baseline import write_baseline
+        from frostline.baseline import write_baseline
 
         examination = run.examination
         split = None if self._known is None else self._known.split(examination)
@@ -153,7 +153,7 @@ class _Shown:
             from frostline.cli.doctor_pages import doctor_sarif
             from frostline.durable import replace_file, told
 
-            known = None if split is None else [finding.id for finding in split.known]
+            known = None if split is None else split.known
             content = doctor_sarif(examination, known=known).encode()
             with told(self._sarif, len(content), "  fix: free some space, or leave out --sarif"):
                 replace_file(self._sarif, content)
@@ -165,9 +165,8 @@ class _Shown:
             return 1
         if self._fail_on == "never":
             return 0
-        known = set() if split is None else {finding.id for finding in split.known}
         bad = run.examination.worse_than(Severity(self._fail_on))
-        return 1 if any(finding.id not in known for finding in bad) else 0
+        return 1 if any(split is None or finding in split.new for finding in bad) else 0
 
 
 def _as_json(run: ScriptRun, split: Split | None) -> dict[str, object]:
@@ -175,8 +174,9 @@ def _as_json(run: ScriptRun, split: Split | None) -> dict[str, object]:
     told["applied"] = run.applied
     told["before"] = None if run.earlier is None else run.earlier.to_json()["findings"]
     if split is not None:
-        known = {finding.id for finding in split.known}
-        told["findings"] = [row | {"known": row["id"] in known} for row in told["findings"]]
+        new = set(split.new)
+        rows = zip(told["findings"], run.examination, strict=True)
+        told["findings"] = [row | {"known": finding not in new} for row, finding in rows]
         told["gone"] = [vars(one) for one in split.gone]
     return told
 

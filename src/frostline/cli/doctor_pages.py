@@ -27,8 +27,8 @@ from frostline.report.sarif import render_sarif
 
 if TYPE_CHECKING:  # importing them would import torch, and `--help` should not wait for that
     from frostline.audit.seen import GroupSeen, ModelSeen, OptimizerSeen, Seen, TensorSeen
+    from frostline.baseline import Split
     from frostline.doctor import Examination
-    from frostline.doctor.baseline import Split
 
 # Lines of source on either side of the user's line.
 _AROUND = 2
@@ -51,16 +51,16 @@ def doctor_page(
     """
     seen = examination.seen
     texts = rule_texts()
-    known: frozenset[str] = frozenset() if split is None else frozenset(finding.id for finding in split.known)
+    known: frozenset[Finding] = frozenset() if split is None else frozenset(split.known)
     repairable = {finding.id for finding in examination.repairable}
-    ordered = [f for f in examination if f.id not in known] + [f for f in examination if f.id in known]
+    ordered = [f for f in examination if f not in known] + [f for f in examination if f in known]
     crash = seen.crash
     return DoctorPage(
         title=title or seen.script or ", ".join(model.type for model in seen.models) or "a loop",
         steps=len(seen.steps),
         cost=seen.cost,
         seconds=seen.seconds,
-        cards=tuple(_card(f, seen, texts, in_memory=f.id in repairable, known=f.id in known) for f in ordered),
+        cards=tuple(_card(f, seen, texts, in_memory=f.id in repairable, known=f in known) for f in ordered),
         rules=tuple(texts.get(code, RuleText(code)) for code in dict.fromkeys(f.code for f in ordered)),
         sound=tuple(examination.sound),
         checked=tuple(examination.checked),
@@ -76,12 +76,12 @@ def doctor_page(
     )
 
 
-def doctor_sarif(examination: Examination, *, known: Collection[str] | None = None) -> str:
+def doctor_sarif(examination: Examination, *, known: Collection[Finding] | None = None) -> str:
     """An examination as SARIF 2.1.0.
 
     Args:
         examination: what was found.
-        known: the ids of findings that a baseline has; ``None`` where there is no baseline.
+        known: the findings that a baseline has; ``None`` where there is no baseline.
     """
     seen = examination.seen
     texts = rule_texts()

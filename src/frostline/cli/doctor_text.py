@@ -17,8 +17,8 @@ from frostline.findings import Finding, Severity
 
 if TYPE_CHECKING:  # importing them would import torch, and `--help` should not wait for that
     from frostline.audit.seen import Crash
+    from frostline.baseline import Split
     from frostline.doctor import Examination
-    from frostline.doctor.baseline import Split
 
 # Prose in longer lines is hard to read.
 _WIDEST = 100

@@ -28,7 +28,7 @@ def render_sarif(
     *,
     tool: str,
     version: str,
-    known: Collection[str] | None = None,
+    known: Collection[Finding] | None = None,
     notes: Sequence[tuple[Severity, str]] = (),
 ) -> str:
     """Findings as SARIF. The same findings give the same text, byte for byte.
@@ -38,7 +38,7 @@ def render_sarif(
         rules: the rules that were asked; one that a finding names and that is not here is added with its title.
         tool: the name of what found them.
         version: its version.
-        known: the ids of findings that a baseline has; ``None`` where there is no baseline.
+        known: the findings that a baseline has; ``None`` where there is no baseline.
         notes: what is to be said of the run itself: how bad, and a sentence.
 
     Returns:
@@ -100,7 +100,7 @@ def _invocation(notes: Sequence[tuple[Severity, str]]) -> dict[str, Any]:
     return found
 
 
-def _result(finding: Finding, index: int, known: Collection[str] | None) -> dict[str, Any]:
+def _result(finding: Finding, index: int, known: Collection[Finding] | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "ruleId": finding.code,
         "ruleIndex": index,
@@ -115,7 +115,7 @@ def _result(finding: Finding, index: int, known: Collection[str] | None) -> dict
         },
     }
     if known is not None:
-        found["baselineState"] = "unchanged" if finding.id in known else "new"
+        found["baselineState"] = "unchanged" if finding in known else "new"
     return found
 
 

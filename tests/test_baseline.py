@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline.doctor.baseline import Baseline, read_baseline, write_baseline
+from frostline.baseline import Baseline, KnownFinding, read_baseline, write_baseline
 from frostline.errors import BaselineError, CannotWrite
 from frostline.findings import Finding, Severity
 
@@ -38,7 +38,7 @@ def test_an_edit_further_up_or_another_figure_does_not_make_it_new(tmp_path: Pat
 
 def test_the_file_is_for_people_and_for_version_control(tmp_path: Path) -> None:
     one, two = tmp_path / "one.json", tmp_path / "two.json"
-    write_baseline(one, [MOVED, STALE, MOVED])
+    write_baseline(one, [MOVED, STALE])
     write_baseline(two, [STALE, MOVED])
     assert one.read_bytes() == two.read_bytes()
     assert one.read_bytes().endswith(b"}\n")
@@ -51,7 +51,33 @@ def test_the_file_is_for_people_and_for_version_control(tmp_path: Path) -> None:
         "message": "2 layers move",
         "model": "",
         "file": "train.py",
+        "count": 1,
     }
+
+
+def test_a_third_equal_line_is_new(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    write_baseline(file, [MOVED, STALE, replace(MOVED, line=30)])
+    assert [row["count"] for row in json.loads(file.read_text())["findings"]] == [2, 1]
+    copies = [replace(MOVED, line=line) for line in (24, 30, 41)]
+    baseline = read_baseline(file)
+    split = baseline.split([*copies, STALE])
+    assert (split.new, split.known, split.gone) == ((copies[2],), (copies[0], copies[1], STALE), ())
+    fewer = baseline.split(copies[:1])
+    assert (fewer.new, [(one.code, one.count) for one in fewer.gone]) == ((), [("F107", 1), ("O402", 1)])
+
+
+def test_a_file_from_before_they_were_counted_knows_any_number(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    write_baseline(file, [MOVED, STALE])
+    data = json.loads(file.read_text())
+    for row in data["findings"]:
+        del row["count"]
+    file.write_text(json.dumps(data))
+    baseline = read_baseline(file)
+    assert [one.count for one in baseline.findings] == [None, None]
+    split = baseline.split([MOVED, replace(MOVED, line=30), NEW])
+    assert (split.new, split.gone) == ((NEW,), (KnownFinding(STALE.id, "O402", "head", "3 orphans", "größe"),))
 
 
 def test_no_findings_are_a_baseline_too(tmp_path: Path) -> None:
@@ -74,6 +100,11 @@ GOOD = {"schema_version": 1, "findings": [{"id": "0123456789ab", "code": "F107"}
         (json.dumps({"schema_version": 1}).encode(), "it has no list of findings"),
         (json.dumps({**GOOD, "findings": {}}).encode(), "it has no list of findings"),
         (json.dumps({**GOOD, "findings": [GOOD["findings"][0], 3]}).encode(), "finding 2 has no id of twelve"),
+        (json.dumps({**GOOD, "findings": [{"id": "0123456789ab", "count": 0}]}).encode(), "count of finding 1 is 0"),
+        (
+            json.dumps({**GOOD, "findings": [{"id": "0123456789ab", "count": "2"}]}).encode(),
+            "count of finding 1 is '2'",
+        ),
         (json.dumps({**GOOD, "findings": [{"id": "xyz"}]}).encode(), "finding 1 has no id of twelve"),
         (json.dumps({**GOOD, "findings": [{"id": "0123456789ab\n"}]}).encode(), "finding 1 has no id of twelve"),
     ],

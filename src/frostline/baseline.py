@@ -1,11 +1,15 @@
-"""A file of findings that are known and put up with, so that only new ones count."""
+"""A file of findings that are known and put up with, so that only new ones count; pure Python, knows nothing of torch.
+
+Two equal lines of one file give findings of one id, so a baseline counts them: one more of them is new.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +23,7 @@ _ID = re.compile(r"[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class KnownFinding:
-    """One finding that is put up with; all but the id is for people who read the file.
+    """One finding that is put up with; all but the id and the count is for people who read the file.
 
     Attributes:
         id: as :attr:`~frostline.findings.Finding.id`.
@@ -28,6 +32,8 @@ class KnownFinding:
         message: what was found then.
         model: the name of the model.
         file: the file of source.
+        count: how many findings of this id are known; ``None`` is any number, as in files from before they were
+            counted.
     """
 
     id: str
@@ -36,6 +42,7 @@ class KnownFinding:
     message: str = ""
     model: str = ""
     file: str = ""
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Split:
     Attributes:
         new: those that it does not have.
         known: those that it has.
-        gone: what it has and was not found again.
+        gone: what it has and was not found again; its ``count`` is how many of them.
     """
 
     new: tuple[Finding, ...]
@@ -72,7 +79,9 @@ class Baseline:
             >>> Baseline.of([Finding("F107", Severity.ERROR, "3 layers move", "trunk")]).findings[0].code
             'F107'
         """
-        known = {f.id: KnownFinding(f.id, f.code, f.where, f.message, f.model, f.file) for f in findings}
+        found = list(findings)
+        counts = Counter(finding.id for finding in found)
+        known = {f.id: KnownFinding(f.id, f.code, f.where, f.message, f.model, f.file, counts[f.id]) for f in found}
         return Baseline(tuple(sorted(known.values(), key=lambda one: (one.code, one.file, one.where, one.id))))
 
     @property
@@ -83,18 +92,32 @@ class Baseline:
     def split(self, findings: Sequence[Finding]) -> Split:
         """Tell new findings from known ones; both keep their order.
 
+        Of findings with one id as many are known as were counted, the first ones.
+
         Example:
             >>> from frostline.findings import Severity
             >>> old, new = (Finding(code, Severity.ERROR, "it moves", "trunk") for code in ("F106", "F107"))
-            >>> [f.code for f in Baseline.of([old]).split([old, new]).new]
-            ['F107']
+            >>> [f.code for f in Baseline.of([old]).split([old, new, old]).new]
+            ['F107', 'F106']
         """
-        ids, found = self.ids, {finding.id for finding in findings}
-        return Split(
-            new=tuple(finding for finding in findings if finding.id not in ids),
-            known=tuple(finding for finding in findings if finding.id in ids),
-            gone=tuple(one for one in self.findings if one.id not in found),
-        )
+        counted = {one.id: one.count for one in self.findings}
+        found: Counter[str] = Counter()
+        new: list[Finding] = []
+        known: list[Finding] = []
+        for finding in findings:
+            most = counted.get(finding.id, 0)
+            is_known = most is None or found[finding.id] < most
+            found[finding.id] += 1
+            (known if is_known else new).append(finding)
+        gone = (_left(one, found[one.id]) for one in self.findings)
+        return Split(new=tuple(new), known=tuple(known), gone=tuple(one for one in gone if one is not None))
+
+
+def _left(one: KnownFinding, found: int) -> KnownFinding | None:
+    """What was not found again of a known finding."""
+    if one.count is None:
+        return None if found else one
+    return replace(one, count=one.count - found) if found < one.count else None
 
 
 def write_baseline(path: Path, findings: Iterable[Finding]) -> Baseline:
@@ -159,8 +182,11 @@ def _known(path: Path, number: int, row: object) -> KnownFinding:
     fields = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
     if not isinstance(fields.get("id"), str) or not _ID.fullmatch(fields["id"]):
         raise _damaged(path, f"finding {number} has no id of twelve hexadecimal digits")
+    count = fields.get("count")
+    if count is not None and (type(count) is not int or count < 1):
+        raise _damaged(path, f"the count of finding {number} is {count!r}")
     names = ("id", "code", "where", "message", "model", "file")
-    return KnownFinding(**{name: str(fields.get(name, "")) for name in names})
+    return KnownFinding(**{name: str(fields.get(name, "")) for name in names}, count=count)
 
 
 def _damaged(path: Path, why: str) -> CorruptBaseline:
