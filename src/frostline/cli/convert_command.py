@@ -10,7 +10,6 @@ import typer
 from frostline.cli.checkpoint_inputs import AsJson, Source, show
 from frostline.cli.console import count, print_json
 
-SHORT = "Write a checkpoint under a model's names, by a plan."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

@@ -34,7 +34,6 @@ from frostline.cli.norm_inputs import (
 from frostline.cli.norm_pages import diagnosis_page
 from frostline.json_values import finite
 
-SHORT = "Find why a model is worse in eval mode than in train mode."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from frostline.doctor import Examination
     from frostline.doctor.script import ScriptRun
 
-SHORT = "Run a training script as it is, and say what is wrong in it."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:
@@ -31,6 +30,9 @@ Examples:
 
 What stands behind SCRIPT belongs to the script.
 """
+
+# Behind the script everything is the script's.
+CONTEXT = {"allow_interspersed_args": False}
 
 FailOn = Literal["error", "warning", "info", "never"]
 

@@ -13,7 +13,6 @@ from frostline.cli.norm_inputs import Html, check_page, write_page
 if TYPE_CHECKING:
     from frostline.freezing.explain import Explanation
 
-SHORT = "Say for each layer whether it trains and what it updates."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

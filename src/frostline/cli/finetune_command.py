@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from frostline.tasks import IsolationReport
 
 MOST_ROWS = 9
-SHORT = "Train a new head, and prove that the rest did not move."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

@@ -8,7 +8,6 @@ import typer
 
 from frostline.cli.console import OUTPUT, print_json
 
-SHORT = "Show the parameter groups that a model would train in."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

@@ -10,7 +10,6 @@ import typer
 from frostline.cli.checkpoint_inputs import AllowPickle, AsJson, Take, show
 from frostline.cli.console import print_json
 
-SHORT = "Say what is in a checkpoint, without reading its tensors."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

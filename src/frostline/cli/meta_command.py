@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from frostline.meta.evaluate import Evaluation
     from frostline.runs.run_folder import RunFolder
 
-SHORT = "Learn to learn from few examples, with an explicit statistics policy."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

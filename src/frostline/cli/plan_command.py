@@ -10,7 +10,6 @@ import typer
 from frostline.cli.checkpoint_inputs import AllowPickle, AsJson, Source, Take, show
 from frostline.cli.console import ERRORS, print_json
 
-SHORT = "Plan how a model takes a checkpoint; every tensor gets a verdict."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from frostline.norms.recalibrate import Recalibration
 
 METHODS = ("all-at-once", "eval-consistent")
-SHORT = "Estimate running statistics anew, if it does no harm."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

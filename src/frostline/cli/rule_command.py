@@ -16,7 +16,6 @@ from frostline.report.rule_text import FAMILIES, RuleText
 if TYPE_CHECKING:  # importing them would import torch, and `--help` should not wait for that
     from rich.text import Text
 
-SHORT = "Print a rule of the doctor, or list them."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:

@@ -10,7 +10,6 @@ import typer
 from frostline.cli.checkpoint_inputs import AsJson, show
 from frostline.cli.console import print_json
 
-SHORT = "Check a converted checkpoint against the original, by value."
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:
