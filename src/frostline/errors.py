@@ -32,6 +32,7 @@
     │   └── PolicyError                   no such statistics policy, or none that this model can have
     ├── BaselineError (ValueError)        a file of known findings cannot be used
     │   └── CorruptBaseline               it cannot be read
+    ├── LintSettingsError (ValueError)    the linter is asked for a rule, a file or a setting that there is not
     ├── CannotWrite (OSError)             a file cannot be written
     └── StorageFull (OSError)             the disk has no space left
     FrostlineWarning (UserWarning)
@@ -213,6 +214,10 @@ class CorruptBaseline(BaselineError):
     """A file of known findings is damaged."""
 
     exit_code = 3
+
+
+class LintSettingsError(FrostlineError, ValueError):
+    """The linter was asked for a rule or a file that does not exist, or its settings cannot be used."""
 
 
 class CannotWrite(FrostlineError, OSError):
