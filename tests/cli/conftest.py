@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.abc
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +92,17 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.chdir(place)
     yield "factories_of_cli_tests"
     sys.modules.pop("factories_of_cli_tests", None)
+
+
+@pytest.fixture(scope="session")
+def lint_samples() -> ModuleType:
+    """The module of that name beside this one: tests are no package, so it cannot be imported."""
+    spec = importlib.util.spec_from_file_location("lint_samples", Path(__file__).with_name("lint_samples.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Hidden(importlib.abc.MetaPathFinder):

@@ -12,7 +12,7 @@ import pytest
 
 from frostline.findings import CATALOGUE, Finding, Safety, Severity
 from frostline.report.rule_text import FAMILIES, RuleText
-from frostline.report.sarif import render_sarif
+from frostline.report.sarif import Extent, Replacement, render_sarif
 
 FOUND = Finding(
     code="F107",
@@ -287,3 +287,33 @@ def test_the_check_bites() -> None:
 def test_every_code_has_a_family() -> None:
     assert {code[0] for code in CATALOGUE} == set(FAMILIES)
     assert all(RuleText(code).family for code in CATALOGUE)
+
+
+def test_a_finding_in_source_has_its_end_and_its_fix() -> None:
+    replacement = Replacement(24, 10, 24, 15, "net")
+    results = json.loads(
+        render_sarif(
+            [FOUND, NOWHERE], [], tool="t", version="1", extents=[Extent(25, 3, "Rename", (replacement,)), Extent()]
+        )
+    )["runs"][0]["results"]
+    region = results[0]["locations"][0]["physicalLocation"]["region"]
+    assert (region["startLine"], region["startColumn"], region["endLine"], region["endColumn"]) == (24, 9, 25, 3)
+    assert results[0]["fixes"] == [
+        {
+            "description": {"text": "Rename"},
+            "artifactChanges": [
+                {
+                    "artifactLocation": {"uri": "train.py", "uriBaseId": "SRCROOT"},
+                    "replacements": [
+                        {
+                            "deletedRegion": {"startLine": 24, "startColumn": 10, "endLine": 24, "endColumn": 15},
+                            "insertedContent": {"text": "net"},
+                        }
+                    ],
+                }
+            ],
+        }
+    ]
+    assert "fixes" not in results[1]
+    with pytest.raises(ValueError, match="zip"):
+        render_sarif([FOUND, NOWHERE], [], tool="t", version="1", extents=[Extent()])

@@ -19,7 +19,8 @@ COMMANDS = {
     "diagnose": "Find why a model is worse in eval mode than in train mode.",
     "recalibrate": "Estimate running statistics anew, if it does no harm.",
     "doctor": "Run a training script as it is, and say what is wrong in it.",
-    "rule": "Print a rule of the doctor, or list them.",
+    "lint": "Find the same mistakes in source, before anything runs.",
+    "rule": "Print a rule of doctor and linter, or list them.",
     "meta": "Learn to learn from few examples, with an explicit statistics policy.",
     "groups": "Show the parameter groups that a model would train in.",
     "inspect": "Say what is in a checkpoint, without reading its tensors.",
@@ -37,6 +38,11 @@ class LateGroup(TyperGroup):
         super().__init__(**settings)
         for name, short_help in COMMANDS.items():
             self.add_command(LateCommand(name=name, short_help=short_help), name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names in the order of the table, which older versions of typer would sort."""
+        del ctx
+        return list(COMMANDS)
 
 
 class LateCommand(TyperCommand):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +23,42 @@ _ROOT = "SRCROOT"
 _MOST_PATHS = 50
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """A piece of a file and what is to stand there instead; all counts are from 1, the end is behind the last character.
+
+    Attributes:
+        line: where it begins.
+        column: likewise.
+        end_line: where it ends.
+        end_column: likewise.
+        text: what is put there.
+    """
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What is known of a finding in a file beside where it begins.
+
+    Attributes:
+        end_line: where it ends; 0 where that is not known.
+        end_column: likewise, behind its last character.
+        title: what its fix does.
+        replacements: the fix; empty where there is none.
+    """
+
+    end_line: int = 0
+    end_column: int = 0
+    title: str = ""
+    replacements: tuple[Replacement, ...] = ()
+
+
 def render_sarif(
     findings: Sequence[Finding],
     rules: Sequence[RuleText],
@@ -30,6 +67,7 @@ def render_sarif(
     version: str,
     known: Collection[Finding] | None = None,
     notes: Sequence[tuple[Severity, str]] = (),
+    extents: Sequence[Extent] = (),
 ) -> str:
     """Findings as SARIF. The same findings give the same text, byte for byte.
 
@@ -40,6 +78,7 @@ def render_sarif(
         version: its version.
         known: the findings that a baseline has; ``None`` where there is no baseline.
         notes: what is to be said of the run itself: how bad, and a sentence.
+        extents: where each finding ends and how it is mended; one each, or none at all.
 
     Returns:
         The text of a file, to be written as UTF-8.
@@ -67,7 +106,10 @@ def render_sarif(
         # Where that is, the reader of the file knows.
         "originalUriBaseIds": {_ROOT: {"description": {"text": "The directory that the command was run in."}}},
         "columnKind": "unicodeCodePoints",
-        "results": [_result(finding, index[finding.code], known) for finding in findings],
+        "results": [
+            _result(finding, extent, index[finding.code], known)
+            for finding, extent in zip(findings, extents or [Extent()] * len(findings), strict=True)
+        ],
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
 
@@ -100,13 +142,13 @@ def _invocation(notes: Sequence[tuple[Severity, str]]) -> dict[str, Any]:
     return found
 
 
-def _result(finding: Finding, index: int, known: Collection[Finding] | None) -> dict[str, Any]:
+def _result(finding: Finding, extent: Extent, index: int, known: Collection[Finding] | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "ruleId": finding.code,
         "ruleIndex": index,
         "level": LEVELS[finding.severity],
         "message": {"text": _message(finding)},
-        "locations": [_location(finding)],
+        "locations": [_location(finding, extent)],
         "partialFingerprints": {FINGERPRINT: finding.id},
         "properties": {
             "fixSafety": finding.safety.value,
@@ -114,9 +156,31 @@ def _result(finding: Finding, index: int, known: Collection[Finding] | None) -> 
             "entries": len(finding.paths),
         },
     }
+    if extent.replacements:
+        found["fixes"] = [_fix(finding.file, extent)]
     if known is not None:
         found["baselineState"] = "unchanged" if finding in known else "new"
     return found
+
+
+def _fix(file: str, extent: Extent) -> dict[str, Any]:
+    """A fix as an editor applies it."""
+    replacements = [
+        {
+            "deletedRegion": {
+                "startLine": each.line,
+                "startColumn": each.column,
+                "endLine": each.end_line,
+                "endColumn": each.end_column,
+            },
+            "insertedContent": {"text": each.text},
+        }
+        for each in extent.replacements
+    ]
+    return {
+        "description": {"text": extent.title},
+        "artifactChanges": [{"artifactLocation": _artifact(file), "replacements": replacements}],
+    }
 
 
 def _message(finding: Finding) -> str:
@@ -129,7 +193,7 @@ def _message(finding: Finding) -> str:
     return "\n".join(lines)
 
 
-def _location(finding: Finding) -> dict[str, Any]:
+def _location(finding: Finding, extent: Extent) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if finding.file:
         place: dict[str, Any] = {"artifactLocation": _artifact(finding.file)}
@@ -138,6 +202,9 @@ def _location(finding: Finding) -> dict[str, Any]:
             region["startLine"] = finding.line
             if finding.column:
                 region["startColumn"] = finding.column
+            if extent.end_line:
+                region["endLine"] = extent.end_line
+                region["endColumn"] = extent.end_column
             if finding.source:
                 region["snippet"] = {"text": finding.source}
             place["region"] = region
