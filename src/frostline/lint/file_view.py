@@ -1,0 +1,145 @@
+"""One file as the rules see it: its nodes, what each expression is, what its functions do, and how to write edits."""
+
+from __future__ import annotations
+
+import ast
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+from frostline.lint.diagnostic import Edit
+from frostline.lint.events import Flow
+from frostline.lint.flows import flows_of
+from frostline.lint.values import Value
+
+if TYPE_CHECKING:
+    from frostline.lint.module_walk import ModuleWalk
+    from frostline.lint.source import Source
+
+_Node = TypeVar("_Node", bound=ast.AST)
+
+
+class FileView:
+    """What a rule may ask of a file.
+
+    Args:
+        walk: what is in it.
+
+    Attributes:
+        walk: its functions and classes, and those of the files that it is linted with.
+        source: its text.
+        tree: its tree.
+    """
+
+    def __init__(self, walk: ModuleWalk) -> None:
+        walk.walk_all()
+        self.walk = walk
+        self.source: Source = walk.source
+        self.tree = walk.tree
+        self._by_type: dict[type[ast.AST], list[ast.AST]] = {}
+        self._parents: dict[int, ast.AST] = {}
+        stack: list[ast.AST] = [walk.tree]
+        while stack:
+            node = stack.pop()
+            self._by_type.setdefault(type(node), []).append(node)
+            children = list(ast.iter_child_nodes(node))
+            for child in children:
+                self._parents[id(child)] = node
+            # Reversed, so that nodes come in the order of the text.
+            stack.extend(reversed(children))
+
+    def nodes(self, *kinds: type[_Node]) -> list[_Node]:
+        """All nodes of these types, those of one type in the order of the text."""
+        return [node for kind in kinds for node in self._by_type.get(kind, ())]  # type: ignore[misc]
+
+    def parent(self, node: ast.AST) -> ast.AST | None:
+        """What a node stands in; ``None`` of the whole file.
+
+        The contexts ``Load`` and ``Store``, which trees share, have no parent of their own.
+        """
+        return self._parents.get(id(node))
+
+    def parents(self, node: ast.AST) -> list[ast.AST]:
+        """What a node stands in, the innermost first."""
+        found: list[ast.AST] = []
+        above = self.parent(node)
+        while above is not None:
+            found.append(above)
+            above = self.parent(above)
+        return found
+
+    def statement(self, node: ast.AST) -> ast.stmt | None:
+        """The innermost statement that a node stands in, or is."""
+        return next((each for each in (node, *self.parents(node)) if isinstance(each, ast.stmt)), None)
+
+    def function(self, node: ast.AST) -> str:
+        """The qualified name of the function that a node stands in: ``Class.method``; ``<module>`` outside of any."""
+        parts: list[str] = []
+        inside = False
+        for each in (node, *self.parents(node)):
+            if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                parts.append(f"{each.name}.<locals>" if inside else each.name)
+                inside = True
+            elif isinstance(each, ast.ClassDef):
+                parts.append(each.name)
+        return ".".join(reversed(parts)) if inside else "<module>"
+
+    def value(self, node: ast.expr) -> Value | None:
+        """What an expression is, as far as source tells."""
+        return self.walk.values.get(id(node))
+
+    def name(self, node: ast.expr) -> str:
+        """The qualified name of what an expression refers to: ``torch.nn.functional.dropout``; "" if unknown.
+
+        Imports, aliases and ``from`` are resolved.
+        """
+        value = self.walk.values.get(id(node))
+        return value.cls if value is not None and value.kind in {"ref", "function", "class"} else ""
+
+    @cached_property
+    def flows(self) -> list[Flow]:
+        """What the code of this file does, in order, with what it calls put in place."""
+        return flows_of(self.walk)
+
+    def text(self, node: ast.AST) -> str:
+        """The text of a node."""
+        return self.source.segment(node)
+
+    # Edits.
+
+    def replaced(self, node: ast.AST, text: str) -> Edit:
+        """An edit that puts a text in the place of a node."""
+        return Edit(self.source.start(node), self.source.end(node), text)
+
+    def behind(self, node: ast.AST, text: str) -> Edit:
+        """An edit that puts a text right behind a node."""
+        end = self.source.end(node)
+        return Edit(end, end, text)
+
+    def attribute_name(self, node: ast.Attribute, text: str) -> Edit:
+        """An edit that gives the attribute of an expression another name."""
+        end = self.source.end(node)
+        return Edit(end - len(node.attr), end, text)
+
+    def line_below(self, statement: ast.stmt, text: str) -> Edit:
+        """An edit that puts a line below a statement, indented as that is."""
+        end = self.source.end(statement)
+        line = self.source.position(end)[0]
+        text_of = self.source.line_text(line)
+        here = end - self.source.offset(line, 0)
+        at = end + len(text_of) - here
+        return Edit(at, at, f"{self.source.newline}{self.source.indent_of(statement.lineno)}{text}")
+
+    def line_above(self, statement: ast.stmt, text: str) -> Edit:
+        """An edit that puts a line above a statement, indented as that is."""
+        at = self.source.offset(statement.lineno, 0)
+        return Edit(at, at, f"{self.source.indent_of(statement.lineno)}{text}{self.source.newline}")
+
+    def argument_added(self, call: ast.Call, text: str) -> Edit:
+        """An edit that adds an argument at the end of a call."""
+        end = self.source.end(call) - 1
+        inside = self.source.text[self.source.end(call.func) : end].rstrip()
+        given = [*call.args, *(keyword.value for keyword in call.keywords)]
+        at = self.source.end(call.func) + len(inside)
+        if not given:
+            return Edit(end, end, text)
+        return Edit(at, at, f" {text}" if inside.endswith(",") else f", {text}")

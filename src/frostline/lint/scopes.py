@@ -1,0 +1,159 @@
+"""Functions and classes of a file: where they stand, and what names mean inside of them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from frostline.lint.events import Event
+from frostline.lint.values import Value
+
+AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Names:
+    """What names and paths stand for, in one scope and those around it."""
+
+    __slots__ = ("around", "own")
+
+    def __init__(self, around: Names | None = None) -> None:
+        self.own: dict[str, Value | None] = {}
+        self.around = around
+
+    def get(self, path: str) -> Value | None:
+        """What a path stands for, the innermost scope first; ``None`` if nothing is known."""
+        scope: Names | None = self
+        while scope is not None:
+            if path in scope.own:
+                return scope.own[path]
+            scope = scope.around
+        return None
+
+    def has(self, path: str) -> bool:
+        """Whether it is bound anywhere, known or not."""
+        scope: Names | None = self
+        while scope is not None:
+            if path in scope.own:
+                return True
+            scope = scope.around
+        return False
+
+    def bind(self, path: str, value: Value | None) -> None:
+        """From here on a path stands for something else, and what was known below it is not known any more."""
+        if self.own:
+            for below in [p for p in self.own if p.startswith((f"{path}.", f"{path}["))]:
+                del self.own[below]
+        self.own[path] = value
+
+
+@dataclass
+class Class:
+    """A class of a file.
+
+    Attributes:
+        name: its qualified name in the file: ``Outer.Inner``.
+        node: its statement.
+        attributes: what its methods set on ``self``, and what its body sets.
+    """
+
+    name: str
+    node: ast.ClassDef
+    attributes: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass
+class Function:
+    """A function of a file.
+
+    Attributes:
+        name: its qualified name in the file: ``Class.method``.
+        node: its statement.
+        owner: the qualified name of the class that it is a method of; "" if none.
+        around: the function or class that it stands in; "" if none.
+        events: what it does, once somebody has asked.
+        returned: what it returns, likewise.
+        local_names: the names that it binds itself.
+        is_walked: whether somebody has.
+    """
+
+    name: str
+    node: AnyFunction
+    owner: str = ""
+    around: str = ""
+    events: list[Event] = field(default_factory=list)
+    returned: Value | None = None
+    local_names: frozenset[str] = frozenset()
+    is_walked: bool = False
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of its parameters, in the order in which a call fills them."""
+        arguments = self.node.args
+        return tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs))
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether its first parameter is the object or class that it is called on."""
+        return bool(self.owner) and not _decorated(self.node, "staticmethod")
+
+    def defaults(self) -> Iterator[tuple[str, ast.expr]]:
+        """Its parameters that have one, with their default values."""
+        arguments = self.node.args
+        positional = [*arguments.posonlyargs, *arguments.args]
+        if arguments.defaults:
+            for argument, default in zip(positional[-len(arguments.defaults) :], arguments.defaults, strict=True):
+                yield argument.arg, default
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+            if default is not None:
+                yield argument.arg, default
+
+
+def _decorated(node: AnyFunction, name: str) -> bool:
+    return any(isinstance(each, ast.Name) and each.id == name for each in node.decorator_list)
+
+
+def is_property(function: Function) -> bool:
+    """Whether it is read as an attribute."""
+    return any(
+        (isinstance(each, ast.Name) and each.id in {"property", "cached_property"})
+        or (isinstance(each, ast.Attribute) and each.attr in {"cached_property", "setter"})
+        for each in function.node.decorator_list
+    )
+
+
+def collect(body: Iterable[ast.stmt]) -> tuple[dict[str, Function], dict[str, Class]]:
+    """All functions and classes of a file, those inside of others too, in the order in which they stand."""
+    functions: dict[str, Function] = {}
+    classes: dict[str, Class] = {}
+    _collect(body, "", "", functions, classes)
+    return functions, classes
+
+
+def _collect(
+    body: Iterable[ast.stmt], prefix: str, owner: str, functions: dict[str, Function], classes: dict[str, Class]
+) -> None:
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            name = prefix + node.name
+            # Of two with one name (overloads, a property and its setter) the first one without a decorator counts.
+            if name not in functions or functions[name].node.decorator_list:
+                functions[name] = Function(name, node, owner, prefix[:-1])
+            _collect(node.body, f"{name}.<locals>.", "", functions, classes)
+        elif isinstance(node, ast.ClassDef):
+            name = prefix + node.name
+            classes[name] = Class(name, node)
+            _collect(node.body, f"{name}.", name, functions, classes)
+        elif isinstance(node, (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith)):
+            for inner in bodies(node):
+                _collect(inner, prefix, owner, functions, classes)
+
+
+def bodies(node: ast.stmt) -> Iterator[list[ast.stmt]]:
+    """The blocks of statements of a compound statement."""
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(node, name, None)
+        if block:
+            yield block
+    for part in (*getattr(node, "handlers", ()), *getattr(node, "cases", ())):
+        yield part.body
