@@ -561,6 +561,18 @@ class Effects:
             return _NOT_MINE
         return None
 
+    def _renewed(self, call: Call) -> Value | None:
+        if call.receiver is None or call.receiver.kind not in {"module", "unknown"}:
+            return _NOT_MINE
+        if call.function.attr == "register_parameter":
+            name = call.args[0].const if call.args and call.args[0] is not None else None
+            given = call.args[1] if len(call.args) > 1 else call.named.get("param")
+            if isinstance(name, str) and (given is None or given.kind != "const"):
+                call.frame.emit("renew", f"{call.path}.{name}", call.node, how="register")
+            return None
+        call.frame.emit("renew", call.path, call.node, how="resize")
+        return None
+
     def _unscale(self, call: Call) -> Value | None:
         call.frame.emit(
             "unscale", self._path(call.node.args[0], call.args[0], call.frame) if call.node.args else "", call.node
@@ -666,6 +678,8 @@ _METHODS = {
     "zero_grad": Effects._zero_grad,
     "step": Effects._step,
     "unscale_": Effects._unscale,
+    "resize_token_embeddings": Effects._renewed,
+    "register_parameter": Effects._renewed,
     "update": Effects._update,
     "scale": Effects._scale,
     "backward": Effects._backward,

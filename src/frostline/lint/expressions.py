@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from frostline.lint.effects import Effects
-from frostline.lint.events import Loop
+from frostline.lint.events import Condition, Loop
 from frostline.lint.frame import Frame
 from frostline.lint.scopes import Names
 from frostline.lint.torch_names import OPTIMIZERS, SCHEDULERS, USUAL, hinted, is_module_class, makes_module, shortest
@@ -324,7 +324,12 @@ class Expressions:
 
     def _either(self, node: ast.IfExp, frame: Frame) -> Value | None:
         self.value(node.test, frame)
-        one, other = self.value(node.body, frame), self.value(node.orelse, frame)
+        before = frame.conditions
+        frame.conditions = (*before, Condition((id(node),), True, node.test))
+        one = self.value(node.body, frame)
+        frame.conditions = (*before, Condition((id(node),), False, node.test))
+        other = self.value(node.orelse, frame)
+        frame.conditions = before
         if one is None or other is None:
             return one if other is None else other
         return one if one.kind == other.kind else None

@@ -356,6 +356,9 @@ class ModuleWalk:
             frame.emit("alias", path, node, of=value.path)
         if value is not None and value.kind == "module" and isinstance(given, ast.Call):
             frame.emit("new", path, node, value=value)
+        if value is not None and value.kind == "parameter" and isinstance(target, ast.Attribute):
+            if isinstance(given, ast.Call) and value.path == path:
+                frame.emit("renew", path, node, how="parameter")
         if isinstance(target, ast.Attribute) and frame.owner and value is not None:
             base = self.values.get(id(target.value))
             if base is not None and base.path == "self" and frame.owner in self.classes:
