@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import textwrap
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 
 from frostline.lint.diagnostic import Diagnostic
 from frostline.lint.engine import lint
+from frostline.lint.file_view import FileView
 from frostline.lint.fixes import apply_fixes
 from frostline.lint.module_walk import ModuleWalk
 from frostline.lint.parsing import parse
@@ -77,3 +79,16 @@ def fixed() -> Callable[..., str]:
         return after.text
 
     return mended
+
+
+@pytest.fixture
+def view() -> Callable[..., FileView]:
+    """``view(text, files=None)``: a file as the rules see it, which other files may stand beside."""
+
+    def viewed(text: str, files: dict[str, str] | None = None) -> FileView:
+        source = source_of(text)
+        tree = parse(source)
+        assert isinstance(tree, ast.Module), tree
+        return FileView(ModuleWalk(source, tree, "train", project_of({**(files or {}), "train.py": text})))
+
+    return viewed

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from frostline.lint.frame import Frame
+from frostline.lint.parameter_lists import UNKNOWN, appended, is_list, is_over_parts, joined, of_parts, spelled_tests
 from frostline.lint.scopes import Class, Function, is_property
 from frostline.lint.torch_names import (
     CLIPS,
@@ -180,7 +181,9 @@ class Effects:
         for each in node.args[:1]:
             self._expressions.value(each, frame)
         if name == "builtins.filter" and over is not None and over.kind in PARAMETERS | MODULES:
-            return replace(over, filtered=True, lazy=True)
+            test = node.args[0]
+            tests = spelled_tests([test.body], self._walk.values) if isinstance(test, ast.Lambda) else ("?",)
+            return replace(over, filtered=True, tests=(*over.tests, *tests), lazy=True)
         return None
 
     def _ours(
@@ -200,7 +203,9 @@ class Effects:
             return None
         walk, each = found
         if isinstance(each, Class):
-            made = self._expressions.instance(cls) or Value("object", cls)
+            made = self._expressions.made(cls) or Value("object", cls)
+            if made.kind in {"optimizer", "scheduler"}:
+                return self._made(made, node, args, named, frame)
             init = walk.method(cls, "__init__")
             if init is not None:
                 owner, method = init
@@ -236,9 +241,9 @@ class Effects:
         named: dict[str, Value | None],
     ) -> Value | None:
         """What a function returns, as its caller sees it: a parameter of it is what it was given."""
-        if value.kind in {"tuple", "list"}:
+        if value.kind in {"tuple", "list", "group"} or (value.kind in PARAMETERS and value.items):
             items = (self._returned(i, function, receiver, args, named) if i is not None else None for i in value.items)
-            return Value(value.kind, items=tuple(items))
+            return replace(value, path="", items=tuple(items))
         root, dot, rest = value.path.partition(".")
         if root == "self" and receiver is not None and receiver.path:
             return value.at(f"{receiver.path}{dot}{rest}")
@@ -247,11 +252,13 @@ class Effects:
             index = names.index(root)
             given = named.get(root) or (args[index] if index < len(args) else None)
             if given is not None and given.path:
-                base = given if not rest else value
+                base = given if not rest and value.kind not in PARAMETERS | MODULES else value
                 return base.at(f"{given.path}{dot}{rest}")
             return value.at("") if not rest else None
         if value.kind in PARAMETERS | MODULES:
-            return value
+            # Of something that the function made itself, nobody outside knows the path.
+            own = root.removesuffix("[*]") in function.local_names
+            return replace(value, path="") if own and value.kind in PARAMETERS else value
         return value.at("")
 
     def _emit_call(
@@ -270,7 +277,7 @@ class Effects:
         frame.emit_new(
             "call",
             node,
-            walk=walk,
+            file=walk.source.path,
             callee=function.name,
             receiver=receiver,
             args=args,
@@ -294,7 +301,7 @@ class Effects:
         if cls.startswith("builtins."):
             return self._builtin(cls[9:], node, args, frame)
         if cls in WRAPPERS:
-            return self._wrapped(WRAPPERS[cls], cls, node, first, frame)
+            return self._wrapped(WRAPPERS[cls], cls, node, first or named.get("module"), frame)
         if cls in CLIPS:
             given = first or named.get("parameters")
             path = self._expressions.path(node.args[0], frame) if node.args else ""
@@ -320,19 +327,23 @@ class Effects:
         if cls in {"frostline.freeze", "frostline.frozen", "frostline.freezing.freeze", "frostline.freezing.frozen"}:
             frame.emit("hold", first.path if first is not None else "", node)
             return None
-        if cls in {"itertools.chain"}:
-            return Value("parameters", items=tuple(args), lazy=True) if _are(args, PARAMETERS) else None
+        if cls == "itertools.chain":
+            spread = [each for each in args if each is not None and (each.kind in PARAMETERS or is_list(each))]
+            return Value("parameters", items=tuple(args), lazy=True) if spread else None
+        if cls == "itertools.chain.from_iterable":
+            return Value("parameters", items=(first,), lazy=True) if first is not None and is_list(first) else None
         if cls.startswith("torch.nn.init.") and first is not None:
             frame.emit("init", first.path, node)
             return first
         if cls.startswith("torch.func.") or cls.endswith("stateless.functional_call"):
             return Value("tensor") if cls.endswith("functional_call") else None
+        found = self._walk.find(cls) if not cls.startswith("torch.") else None
+        if found is not None:
+            walk, each = found
+            given = self._ours(walk.qualified(each.name), node, args, named, None, unused, frame)
+            return given or (self._expressions.made(cls) if isinstance(each, Function) else None)
         made = self._expressions.made(cls)
         if made is None:
-            found = self._walk.project.find(cls, self._walk.source.path) or self._walk.find(cls)
-            if found is not None:
-                walk, each = found
-                return self._ours(walk.qualified(each.name), node, args, named, None, unused, frame)
             last = cls.rpartition(".")[2]
             if _METRICS.search(last):
                 frame.emit("metric", last, node)
@@ -360,13 +371,18 @@ class Effects:
             return self._ours(made.cls, node, args, named, None, False, frame) or made
         if made.kind == "module" and made.cls.endswith(("Sequential", "ModuleList")):
             return replace(made, items=tuple(args))
+        given = first or named.get("model_name")
+        if made.maker and given is not None and isinstance(given.const, str):
+            return replace(made, maker=f"{made.maker}:{given.const}")
         return made
 
     def _wrapped(self, how: str, cls: str, node: ast.Call, first: Value | None, frame: Frame) -> Value | None:
-        of = self._path(node.args[0], first, frame) if node.args else ""
+        given = node.args[0] if node.args else next((k.value for k in node.keywords if k.arg == "module"), None)
+        of = self._path(given, first, frame) if given is not None else ""
         if how == "compile" and (first is None or first.kind != "module"):
             return first
-        frame.emit_new("wrap", node, how=how, of=of, value=first)
+        options = {k.arg: k.value.value for k in node.keywords if k.arg and isinstance(k.value, ast.Constant)}
+        frame.emit_new("wrap", node, how=how, of=of, value=first, options=options)
         if cls.endswith("fully_shard"):  # shards in place
             frame.name_fresh(node, of)
             return first
@@ -392,8 +408,20 @@ class Effects:
             return Value("super", self._walk.qualified(frame.owner) if frame.owner else "", path="self")
         if name == "range":
             return Value("range")
+        if name == "sum" and first is not None and first.kind == "list" and is_list(first):
+            return joined(Value("list"), first) if all(each is not None for each in first.items) else None
+        if name == "dict" and not node.args:
+            params = next(
+                (self._walk.values.get(id(k.value), UNKNOWN) for k in node.keywords if k.arg == "params"), None
+            )
+            return Value("group", items=(params,)) if params is not None else None
+        if name == "dict" and first is not None and first.kind == "named_parameters":
+            return Value("dict", items=(replace(first, lazy=False),))
         if name == "setattr" and len(node.args) == 3:
             return self._set(node, args, frame)
+        if name == "getattr" and len(args) >= 2 and first is not None and first.cls == "torch.optim":
+            attribute = args[1].const if args[1] is not None else None
+            return Value("ref", f"torch.optim.{attribute if isinstance(attribute, str) else 'Optimizer'}")
         if name == "getattr" and len(args) >= 2 and first is not None and args[1] is not None:
             attribute = args[1].const
             if isinstance(attribute, str):
@@ -445,7 +473,8 @@ class Effects:
             if done is not _NOT_MINE:
                 return done
         if name in ITERATORS and (kind in {"module", "averaged", "super"} or name in ONLY_MODULES):
-            return Value(ITERATORS[name], path=path, lazy=True)
+            several = of_parts(ITERATORS[name], receiver) if receiver is not None else None
+            return several or Value(ITERATORS[name], path=path, lazy=True)
         if name in ITERATORS and name in {"modules", "children", "named_children"} and kind in {"", "unknown"}:
             return Value(ITERATORS[name], path=path, lazy=True, sure=False)
         if kind == "module":
@@ -468,9 +497,15 @@ class Effects:
             return None
         if name == "items" and kind in {"state_dict", "checkpoint"}:
             return None
-        if kind == "list" and name in {"append", "extend"} and args:
-            self._grow(function, receiver, name, args[0], node, frame)
+        if receiver is not None and kind in {"list", *PARAMETERS} and name in {"append", "extend", "insert"} and args:
+            self._grow(function, receiver, name, args[-1], frame)
             return None
+        if receiver is not None and kind == "dict" and name in {"values", "items"} and len(receiver.items) == 1:
+            held = receiver.items[0]
+            if held is not None and held.kind in PARAMETERS:
+                return replace(held, kind="parameters" if name == "values" else "named_parameters")
+        if kind == "groups" and name == "append":
+            return self._add_group(Call(function, receiver, path, node, args, named, unused, frame))
         if _METRICS.search(name):
             frame.emit("metric", name, node)
         if kind in {"state_dict", "checkpoint"} and name in {"copy", "get", "pop"}:
@@ -478,27 +513,20 @@ class Effects:
         self._unknown(f"{path}.{name}" if path else name, node, args, named, frame)
         return None
 
-    def _grow(
-        self,
-        function: ast.Attribute,
-        receiver: Value | None,
-        name: str,
-        added: Value | None,
-        node: ast.Call,
-        frame: Frame,
-    ) -> None:
-        """A list of parameters or modules that is filled one by one."""
-        if receiver is None or added is None:
-            return
-        path = self._expressions.path(function.value, frame)
-        inside = bool(frame.loops) or bool(frame.conditions)
-        if name == "append" and added.kind == "parameter":
-            one = Value("parameters", path=added.path.removesuffix(EACH), filtered=bool(frame.conditions))
-            frame.names.bind(path, self._expressions.joined(receiver, one))
-        elif name == "extend" and added.kind in PARAMETERS:
-            frame.names.bind(path, self._expressions.joined(receiver, added))
-        elif name == "append" and added.kind in {"group", "module"} and (added.kind == "group" or not inside):
-            frame.names.bind(path, replace(receiver, items=(*receiver.items, added), path=""))
+    def _grow(self, function: ast.Attribute, receiver: Value, name: str, added: Value | None, frame: Frame) -> None:
+        """A list of parameters, groups or modules that is filled one by one."""
+        path = self._expressions.assigned_path(function.value, frame)
+        over = next((loop for loop in frame.loops if is_over_parts(loop.over) or loop.kind == "comprehension"), None)
+        conditions = frame.conditions[over.conditions :] if over is not None else frame.conditions
+        tests = spelled_tests(conditions, self._walk.values)
+        if name == "extend" and added is not None and is_list(added):
+            added = replace(added, filtered=added.filtered or bool(tests), tests=(*added.tests, *tests))
+            grown = joined(receiver, added)
+        elif name == "extend":
+            grown = joined(receiver, UNKNOWN)
+        else:
+            grown = appended(receiver, added, tests, bool(frame.loops) and over is None)
+        frame.names.bind(path, grown if grown.path else grown.at(path))
 
     # Methods that mean something.
 
@@ -650,9 +678,12 @@ class Effects:
             if found is not None and isinstance(found[1], Function):
                 part = Value("module", path=f"{call.path}{EACH}")
                 call.frame.emit_new(
-                    "call", call.node, walk=found[0], callee=found[1].name, receiver=None, args=[part], named={},
+                    "call", call.node, file=found[0].source.path, callee=found[1].name, receiver=None, args=[part], named={},
                     paths=[part.path], keyed={}, is_init=False,
                 )  # fmt: skip
+                return call.receiver
+        if not isinstance(call.node.args[0], ast.Lambda):
+            call.frame.emit("unknown", "", call.node, name=ast.unparse(call.node.args[0])[:60], paths=[call.path])
         return call.receiver
 
     def _unknown(
@@ -698,7 +729,3 @@ def _truth(value: Value | None) -> bool | None:
     if value is None or value.kind != "const":
         return None
     return bool(value.const)
-
-
-def _are(values: Sequence[Value | None], kinds: frozenset[str]) -> bool:
-    return bool(values) and all(value is not None and value.kind in kinds for value in values)

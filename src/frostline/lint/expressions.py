@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from frostline.lint.effects import Effects
 from frostline.lint.events import Condition, Loop
 from frostline.lint.frame import Frame
-from frostline.lint.scopes import Names
+from frostline.lint.parameter_lists import either, is_list, joined, spelled_tests
+from frostline.lint.scopes import Class, Names
 from frostline.lint.torch_names import OPTIMIZERS, SCHEDULERS, USUAL, hinted, is_module_class, makes_module, shortest
 from frostline.lint.values import EACH, MODULES, PARAMETERS, Value
 
@@ -90,9 +91,8 @@ class Expressions:
             return Value("loader", cls, path)
         if self._walk.is_module(cls):
             return Value("module", cls, path)
-        if self._walk.find(cls) is not None:
-            return Value("object", cls, path)
-        return None
+        found = self._walk.find(cls)
+        return Value("object", cls, path) if found is not None and isinstance(found[1], Class) else None
 
     def item(self, over: Value) -> Value | None:
         """One of what a value goes over."""
@@ -125,17 +125,9 @@ class Expressions:
             return Value("unknown", path=each)
         return None
 
-    def joined(self, one: Value, other: Value | None) -> Value | None:
-        """The sum of two lists."""
-        if other is None:
-            return replace(one, filtered=True)
-        if one.kind in PARAMETERS or other.kind in PARAMETERS:
-            if one.kind == "list" and not one.items:
-                return replace(other, lazy=False)
-            return Value("parameters", items=(one, other))
-        if one.kind == other.kind == "list":
-            return Value("list", items=(*one.items, *other.items))
-        return None
+    def assigned_path(self, node: ast.expr, frame: Frame) -> str:
+        """The path that an assignment gives a value to: the name itself, whatever that has stood for."""
+        return node.id if isinstance(node, ast.Name) else self.path(node, frame)
 
     def _children(self, node: ast.AST, frame: Frame) -> Value | None:
         for child in ast.iter_child_nodes(node):
@@ -218,6 +210,8 @@ class Expressions:
             value = self.value(each.value if isinstance(each, ast.Starred) else each, frame)
             if isinstance(each, ast.Starred) and value is not None and value.kind in {"list", "tuple"}:
                 items += value.items
+            elif isinstance(each, ast.Starred) and (value is None or not is_list(value)):
+                items.append(Value("unknown", path=value.path if value is not None else ""))
             else:
                 items.append(value)
         return Value("tuple" if isinstance(node, ast.Tuple) else "list", items=tuple(items))
@@ -275,6 +269,7 @@ class Expressions:
         quiet = is_lazy and id(node) not in self.effects.consumed
         frame.quiet += quiet
         filtered = False
+        tests: tuple[str, ...] = ()
         over: Value | None = None
         for generator in node.generators:
             over = self.value(generator.iter, frame)
@@ -285,10 +280,11 @@ class Expressions:
             for test in generator.ifs:
                 self.value(test, frame)
             filtered = filtered or bool(generator.ifs) or (over is not None and over.filtered)
+            if over is not None and over.kind in PARAMETERS | MODULES:
+                tests = (*tests, *over.tests, *spelled_tests(generator.ifs, self._walk.values))
         if isinstance(node, ast.DictComp):
             self.value(node.key, frame)
-            self.value(node.value, frame)
-            element = None
+            element = self.value(node.value, frame)
         else:
             element = self.value(node.elt, frame)
         frame.loops, frame.names = before, names
@@ -296,7 +292,11 @@ class Expressions:
         if element is None or over is None:
             return None
         if element.kind == "group":
-            return Value("list", items=(replace(element, filtered=filtered),))
+            return Value("list", items=(replace(element, filtered=filtered, tests=tests),))
+        if element.kind in {"list", "tuple"} and not isinstance(node, ast.DictComp) and _are_lists(element.items):
+            return Value("list", items=(replace(element, filtered=filtered, tests=tests),), lazy=is_lazy)
+        if element.kind in PARAMETERS:  # [m.parameters() for m in ...]
+            return Value("list", items=(replace(element, filtered=element.filtered or filtered),), lazy=is_lazy)
         kind = {"parameter": "parameters", "module": "modules"}.get(element.kind)
         if element.kind == "tuple" and len(element.items) == 2 and element.items[1] is not None:
             kind = {"parameter": "named_parameters", "module": "named_modules"}.get(element.items[1].kind)
@@ -304,12 +304,16 @@ class Expressions:
         if kind is None:
             return None
         path = element.path.removesuffix(EACH)
-        return Value(kind, path=path, filtered=filtered, lazy=is_lazy)
+        items = element.items if element.kind == "parameter" else ()
+        made = Value(kind, path=path, items=items, filtered=filtered, tests=tests, lazy=is_lazy)
+        return Value("dict", items=(made,)) if isinstance(node, ast.DictComp) else made
 
     def _binary(self, node: ast.BinOp, frame: Frame) -> Value | None:
         left, right = self.value(node.left, frame), self.value(node.right, frame)
         if isinstance(node.op, ast.Add) and left is not None and left.kind in PARAMETERS | {"list"}:
-            return self.joined(left, right)
+            return joined(left, right)
+        if isinstance(node.op, ast.Add) and right is not None and right.kind in PARAMETERS and left is None:
+            return joined(Value("unknown"), right)
         if left is not None and left.kind == "tensor":
             return Value("tensor")
         return None
@@ -332,6 +336,8 @@ class Expressions:
         frame.conditions = before
         if one is None or other is None:
             return one if other is None else other
+        if is_list(one) and is_list(other):
+            return either(one, other)
         return one if one.kind == other.kind else None
 
     def _boolean(self, node: ast.BoolOp, frame: Frame) -> Value | None:
@@ -367,7 +373,7 @@ class Expressions:
         if made is not None:
             return made
         if makes_module(cls):
-            return Value("module", cls if is_module_class(cls) else "")
+            return Value("module", cls if is_module_class(cls) else "", maker=cls)
         if SCHEDULERS.search(last):
             return Value("scheduler", cls)
         if OPTIMIZERS.match(last):
@@ -375,6 +381,10 @@ class Expressions:
         if cls.startswith("torch.") and last in _TENSOR_MAKERS:
             return Value("tensor")
         return None
+
+
+def _are_lists(items: tuple[Value | None, ...]) -> bool:
+    return bool(items) and all(item is not None and is_list(item) for item in items)
 
 
 _PARTS = frozenset(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from frostline.lint.events import Condition, Event, Loop
 from frostline.lint.expressions import Expressions
 from frostline.lint.frame import Frame
+from frostline.lint.parameter_lists import either, is_list, is_over_parts, joined, spelled_tests
 from frostline.lint.scopes import AnyFunction, Class, Function, Names, bodies, collect
 from frostline.lint.torch_names import LIGHTNING, NO_GRAD, ONLY_MODULES, is_module_class, shortest
 from frostline.lint.values import EACH, RETURNED, Value
@@ -43,10 +47,20 @@ class ModuleWalk:
         self.names = Names()
         self.events: list[Event] = []
         self.expressions = Expressions(self)
+        self._asked_for_parts: list[tuple[int, str]] | None = None
         self._is_module: dict[str, bool | None] = {}
         self._deep = 0
         self._top_is_walked = False
         self.stars: list[str] = []
+
+    def forget(self) -> None:
+        """Let go of everything, so that it is freed at once and not by a walk of the collector over all trees."""
+        for function in self.functions.values():
+            function.events.clear()
+        for part in (self.functions, self.classes, self.values, self.names.own, self.expressions.inner_names):
+            part.clear()
+        self.events.clear()
+        self.tree.body.clear()
 
     # What others ask for.
 
@@ -61,7 +75,7 @@ class ModuleWalk:
         if self._top_is_walked:
             return
         self._top_is_walked = True
-        frame = Frame(MODULE, "", self.names, _used_as_module(self.tree.body))
+        frame = Frame(MODULE, "", self.names, self._used_as_module(None))
         self._block(self.tree.body, frame)
         self.events = frame.events
 
@@ -171,7 +185,7 @@ class ModuleWalk:
 
     def _walk_function(self, function: Function) -> None:
         node = function.node
-        frame = Frame(function.name, function.owner, Names(self._around(function)), _used_as_module(node.body))
+        frame = Frame(function.name, function.owner, Names(self._around(function)), self._used_as_module(node))
         self._bind_parameters(function, frame)
         if any(self._is_no_grad(each, frame) for each in node.decorator_list):
             frame.no_grad += 1
@@ -180,6 +194,21 @@ class ModuleWalk:
         function.local_names = frozenset(path.partition(".")[0].partition("[")[0] for path in frame.names.own)
         known = [value for value in frame.returned if value.kind != "const"]
         function.returned = known[-1] if known else None
+        if len(known) > 1 and all(is_list(value) for value in known):
+            function.returned = reduce(lambda one, other: either(one, other) or other, known)
+
+    def _used_as_module(self, node: AnyFunction | None) -> frozenset[str]:
+        """The names and paths that are asked, in a function or outside of any, for what only a module has."""
+        if self._asked_for_parts is None:
+            # Counted line by line, because a walk over the tree would cost more than all the rest.
+            self._asked_for_parts = []
+            line, at = 1, 0
+            for found in _ASKED.finditer(self.source.text):
+                line += self.source.text.count("\n", at, found.start())
+                at = found.start()
+                self._asked_for_parts.append((line, found[1]))
+        first, last = (node.lineno, node.end_lineno or node.lineno) if node is not None else (1, self.lines)
+        return frozenset(path for line, path in self._asked_for_parts if first <= line <= last)
 
     def _around(self, function: Function) -> Names:
         """The names of the function that a function stands in, else those of the file."""
@@ -320,8 +349,12 @@ class ModuleWalk:
         added = self.expressions.value(node.value, frame)
         before = self.expressions.value(node.target, frame)
         if before is not None and before.kind in {"parameters", "list"} and isinstance(node.op, ast.Add):
-            joined = self.expressions.joined(before, added)
-            frame.names.bind(self.expressions.path(node.target, frame), joined)
+            path = self.expressions.assigned_path(node.target, frame)
+            tests = spelled_tests(frame.conditions, self.values)
+            if added is not None and tests:
+                added = replace(added, filtered=True, tests=(*added.tests, *tests))
+            grown = joined(before, added if added is not None and is_list(added) else None)
+            frame.names.bind(path, grown if grown.path else grown.at(path))
         elif before is not None and before.kind in {"parameter", "data"}:
             frame.emit("write", before.path, node, how="assign")
 
@@ -338,7 +371,7 @@ class ModuleWalk:
             self.expressions.value(target.slice, frame)
             self._stored(target, value, node, frame)
             return
-        path = self.expressions.path(target, frame)
+        path = self._target_path(target, frame)
         if isinstance(target, ast.Attribute):
             owner = self.expressions.value(target.value, frame)
             if self.expressions.effects.attribute_set(target, owner, value, node, frame):
@@ -356,6 +389,8 @@ class ModuleWalk:
             frame.emit("alias", path, node, of=value.path)
         if value is not None and value.kind == "module" and isinstance(given, ast.Call):
             frame.emit("new", path, node, value=value)
+        elif value is not None and value.cls == "torch.nn.Parameter" and isinstance(given, ast.Call):
+            frame.emit("new_parameter", path, node)
         if value is not None and value.kind == "parameter" and isinstance(target, ast.Attribute):
             if isinstance(given, ast.Call) and value.path == path:
                 frame.emit("renew", path, node, how="parameter")
@@ -363,6 +398,10 @@ class ModuleWalk:
             base = self.values.get(id(target.value))
             if base is not None and base.path == "self" and frame.owner in self.classes:
                 self.classes[frame.owner].attributes.setdefault(target.attr, value.at(f"self.{target.attr}"))
+
+    def _target_path(self, target: ast.expr, frame: Frame) -> str:
+        """The path of what is assigned to: a name is itself, whatever it was another name for until now."""
+        return target.id if isinstance(target, ast.Name) else self.expressions.path(target, frame)
 
     def _bind_parts(
         self, target: ast.Tuple | ast.List, value: Value | None, given: ast.expr | None, node: ast.AST, frame: Frame
@@ -372,7 +411,7 @@ class ModuleWalk:
         if len(parts) != len(target.elts):
             parts = (None,) * len(target.elts)
         if given is not None and given is not node:
-            paths = ",".join(self.expressions.path(each, frame) for each in target.elts)
+            paths = ",".join(self._target_path(each, frame) for each in target.elts)
             frame.name_fresh(given, paths)
         for i, each in enumerate(target.elts):
             own = literal[i] if len(literal) == len(target.elts) else None
@@ -430,7 +469,7 @@ class ModuleWalk:
         if target is not None:
             self.bind(target, item, None, node, frame)
         self._block(node.body, frame)
-        frame.loops = before
+        frame.loops, frame.conditions = before, frame.conditions[: loop.conditions]
         self._block(node.orelse, frame)
 
     def _while(self, node: ast.While, frame: Frame) -> None:
@@ -454,7 +493,17 @@ class ModuleWalk:
                 frame.names.own = _merged(after, frame.names.own)
             else:
                 self._block(body, frame)
+        if not node.orelse:
+            for path, value in known.items():
+                after = frame.names.own.get(path)
+                if value is not None and after is not None and after is not value and is_list(value):
+                    merged = either(value, after)
+                    frame.names.own[path] = merged.at(path) if merged is not None and not merged.path else merged
         frame.conditions = before
+        if not node.orelse and isinstance(node.body[-1], ast.Continue) and frame.loops:
+            if is_over_parts(frame.loops[-1].over):
+                # What comes behind it in the loop is done to what the test has not sent on.
+                frame.conditions = (*before, Condition((id(node),), False, node.test, "", always))
 
     def _with(self, node: ast.With | ast.AsyncWith, frame: Frame) -> None:
         switched = 0
@@ -495,6 +544,7 @@ class ModuleWalk:
                 self.expressions.value(child, frame)
 
 
+_ASKED = re.compile(rf"\b([A-Za-z_][\w.]*)\.(?:{'|'.join(sorted(ONLY_MODULES))})\b")
 _ITERABLES = frozenset({"Iterable", "Iterator", "List", "list", "Sequence", "Tuple", "tuple", "Generator", "Set"})
 
 
@@ -511,20 +561,11 @@ def _merged(one: dict[str, Value | None], other: dict[str, Value | None]) -> dic
         if there is None or value is None:
             result[path] = value or there
         elif there != value:
-            result[path] = value if value.kind == there.kind else None
+            merged = either(value, there)
+            if merged is not None and not merged.path:
+                merged = merged.at(path)
+            result[path] = merged or (value if value.kind == there.kind else None)
     return result
-
-
-def _used_as_module(body: list[ast.stmt]) -> frozenset[str]:
-    """The names and paths that are asked for what only a module has."""
-    found: set[str] = set()
-    for statement in body:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Attribute) and node.attr in ONLY_MODULES:
-                path = plain_path(node.value)
-                if path:
-                    found.add(path)
-    return frozenset(found)
 
 
 def plain_path(node: ast.expr) -> str:

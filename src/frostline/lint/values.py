@@ -33,8 +33,12 @@ class Value:
         const: the value of a literal.
         items: of a tuple or list, its elements; of a sum of lists, its parts.
         filtered: of parameters or modules: some may be left out.
+        tests: what those have to pass that are not left out, as text in which a parameter is ``p`` and its name ``name``;
+            ``?`` for what cannot be told.
         lazy: an iterator: it can be gone through once.
         copy_of: the path of what it is a copy of.
+        maker: of a module, the library's function that made it, with the literal that it was given first:
+            ``timm.create_model:resnet50``.
     """
 
     kind: str
@@ -44,8 +48,10 @@ class Value:
     const: object = None
     items: tuple[Value | None, ...] = ()
     filtered: bool = False
+    tests: tuple[str, ...] = ()
     lazy: bool = False
     copy_of: str = ""
+    maker: str = ""
 
     def at(self, path: str) -> Value:
         """The same value under this path."""
@@ -71,7 +77,10 @@ class Value:
             ['body', 'head']
         """
         if self.kind in {"list", "tuple", "group"} or (self.kind in PARAMETERS and self.items):
-            return [source for item in self.items if item is not None for source in item.sources()]
+            found = [source for item in self.items for source in (item or Value("unknown")).sources()]
+            if self.filtered:
+                return [replace(each, filtered=True, tests=each.tests + self.tests) for each in found]
+            return found
         return [self]
 
 
