@@ -9,22 +9,25 @@ from typing import Any
 
 import pytest
 
-from frostline.cli.rule_command import ELSEWHERE, found_by, rule_texts
+from frostline.cli.rule_command import ELSEWHERE, doctor_codes, found_by, rule_texts
 from frostline.doctor import all_rules
 from frostline.findings import CATALOGUE
+from frostline.lint.rules import all_rules as all_lint_rules
 from frostline.report.rule_text import FAMILIES
 
 
-def test_the_list_has_every_code_once_with_its_safety(command: Any) -> None:
+def test_the_list_has_every_code_once_with_its_safety_and_who_finds_it(command: Any) -> None:
     done = command("rule")
     assert (done.code, done.err) == (0, "")
     rows = [line for line in done.out.splitlines() if line[2:6] in CATALOGUE]
     assert [row[2:6] for row in rows] == [code for letter in FAMILIES for code in CATALOGUE if code[0] == letter]
     texts = rule_texts()
     for row in rows:
-        code, safety = row.split()[:2]
-        assert safety == (texts[code].safety.value if code in texts else "-")
-        assert row[16:] == CATALOGUE[code][: len(row) - 16], "the title stands beside it"
+        code, safety, where = row.split()[:3]
+        rule = texts.get(code) or all_lint_rules().get(code)
+        assert safety == (rule.safety.value if rule else "-")
+        assert where == ["-", "doctor", "lint", "both"][(code in texts) + 2 * (code in all_lint_rules())]
+        assert row[24:] == CATALOGUE[code][: len(row) - 24], "the title stands beside it"
     assert max(map(len, done.out.splitlines())) <= 80
     assert "Freezing\n" in done.out
 
@@ -48,6 +51,7 @@ def test_a_rule_says_everything(command: Any) -> None:
         "Fix safety",
         "False alarms",
         "Source",
+        *(["In source (frostline lint)"] if "F107" in all_lint_rules() else []),
     ]
     for line in (*rule.example.splitlines(), *rule.instead.splitlines()):
         assert f"\n  {line}\n" in done.out, "code is not wrapped, because it is copied"
@@ -107,6 +111,44 @@ def test_what_is_like_no_code_is_not_guessed(command: Any) -> None:
     assert (done.code, done.out) == (2, "")
     assert "did you mean" not in done.err
     assert command("rule", "F107", "--output-format", "yaml").code == 2
+
+
+def test_the_files_of_the_doctors_rules_are_named_after_their_codes() -> None:
+    assert doctor_codes() == set(all_rules())
+
+
+def test_a_mistake_that_both_find_has_a_part_for_source(command: Any) -> None:
+    code = next(code for code in all_lint_rules() if code in all_rules())
+    rule = all_lint_rules()[code]
+    before, heading, part = command("rule", code).out.partition("\nIn source (frostline lint)\n")
+    assert heading
+    assert before.startswith(f"{code}  ")
+    said = " ".join(part.split())
+    assert said.startswith(" ".join(rule.what.split()))
+    assert "Fix safety: " in said
+    for text in (rule.how_safe, f"False alarms: {rule.false_alarms}"):
+        assert " ".join(text.split()) in said
+    assert max(map(len, part.splitlines())) <= 80
+    told = json.loads(command("rule", code, "--output-format", "json").out)
+    assert told["doctor"] is True
+    assert told["what"] == all_rules()[code].what
+    assert (told["lint"]["what"], told["lint"]["safety"]) == (rule.what, rule.safety.value)
+
+
+def test_what_is_told_from_source_alone_is_told_in_full_and_without_torch() -> None:
+    rule = all_lint_rules()["F101"]
+    program = (
+        "import sys\nfrom frostline.cli import main, rule_command\nsys.argv = ['frostline', 'rule', 'F101']\n"
+        "rule_command.doctor_codes = frozenset\n"  # as if the doctor had no rule for it
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "False\n")
+    said = " ".join(done.stdout.split())
+    for text in (rule.what, rule.why, rule.remedy, rule.how_safe, rule.false_alarms, rule.source):
+        assert " ".join(text.split()) in said
+    for line in (*rule.example.splitlines(), *rule.instead.splitlines()):
+        assert f"\n  {line}\n" in done.stdout
 
 
 def test_help_does_not_wait_for_torch() -> None:

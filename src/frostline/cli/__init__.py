@@ -10,6 +10,14 @@ from frostline.extras import require
 
 def main() -> None:
     """The command ``frostline``; says how to install what it needs where typer or rich is missing."""
+    if sys.argv[1:2] == ["lint"]:
+        from frostline.cli.lint_options import read_plainly
+
+        options = read_plainly(sys.argv[2:])
+        if options is not None:
+            from frostline.cli.plainly import run_plainly
+
+            run_plainly(options)
     try:
         for package in ("typer", "rich"):
             require(package, extra="cli", purpose="The command line")

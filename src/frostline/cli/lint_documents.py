@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from frostline.baseline import KnownFinding
 from frostline.cli.lint_sources import Sources
 from frostline.cli.lint_text import failure_line, is_mended
 from frostline.findings import CATALOGUE, Finding, Severity
 from frostline.lint.diagnostic import Diagnostic, LintReport
+
+if TYPE_CHECKING:
+    from frostline.baseline import KnownFinding
 
 _COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
 import sys
 from collections.abc import Iterable
 from typing import TextIO
@@ -20,7 +19,7 @@ DOCUMENTS = ("json", "sarif", "github")
 def look_of(stream: TextIO, *, unsafe: bool) -> Look:
     """How findings look on a stream."""
     return Look(
-        width=shutil.get_terminal_size().columns,
+        width=_columns(stream),
         paint=Paint(wants_colour(stream)),
         unsafe=unsafe,
         more="…" if _says(stream, "…") else "...",
@@ -50,6 +49,8 @@ def print_outcome(
     """
     print_failures(outcome)
     if output_format == "json":
+        import json
+
         say(stream, [json.dumps(as_json(outcome, unsafe=unsafe, statistics=count), indent=2)])
         return
     if output_format == "sarif":
@@ -100,6 +101,17 @@ def _beside_the_baseline(outcome: Outcome) -> list[str]:
         codes = name_some(list(dict.fromkeys(one.code for one in outcome.gone)))
         lines.append(f"{number:,} of the baseline not found any more: {codes}.")
     return lines
+
+
+def _columns(stream: TextIO) -> int:
+    """How wide the terminal is: ``COLUMNS``, or what the stream says, or 80."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _says(stream: TextIO, text: str) -> bool:

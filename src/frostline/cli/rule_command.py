@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import frostline
 from frostline.cli.console import OUTPUT, print_json
+from frostline.cli.lint_rules import lint_rule_text
 from frostline.errors import FrostlineError
 from frostline.findings import CATALOGUE
+from frostline.lint.rules import all_rules as all_lint_rules
 from frostline.report.rule_text import FAMILIES, RuleText
 
 if TYPE_CHECKING:  # importing them would import torch, and `--help` should not wait for that
     from rich.text import Text
+
+    from frostline.lint.rule import LintRule
 
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
@@ -24,12 +30,15 @@ Examples:
   frostline rule F107 --output-format json
 """
 
-# Who finds what is not told from watching a loop.
+# Who finds what is told neither from watching a loop nor from source.
 ELSEWHERE = {
     "F121": "frostline.freeze and the plan that it makes find it",
     "N309": "frostline diagnose and frostline recalibrate find it",
 }
 _FROM_SOURCE = "it is told from source alone, before anything runs"
+_WHERE = {(True, True): "both", (True, False): "doctor", (False, True): "lint", (False, False): "-"}
+_NOBODY = "it is a code of the catalogue that nothing looks for yet"
+_NAMES = ("what", "why", "evidence", "example", "instead", "remedy", "how_safe", "false_alarms", "source")
 # Lines of prose longer than this are hard to read.
 _WIDEST = 96
 
@@ -40,7 +49,8 @@ def rule(
 ) -> None:
     """Print what a rule looks for, why that is bad, how it is mended, how safe that is, and when it is a false alarm.
 
-    Without a code all rules are listed with the safety of their remedies.
+    A mistake may be found by the doctor, in a loop that runs, and by the linter, in source. Without a code all rules
+    are listed with the safety of their remedies.
     """
     if code is None:
         if output_format == "json":
@@ -77,29 +87,39 @@ def rule_texts() -> dict[str, RuleText]:
     }
 
 
+def doctor_codes() -> frozenset[str]:
+    """The codes that the doctor has a rule for, by the names of their files: importing them would import torch."""
+    folder = Path(frostline.__file__).parent / "doctor" / "rules"
+    return frozenset(CATALOGUE) & {path.stem.upper() for path in folder.glob("*.py")}
+
+
 def rule_json(code: str) -> dict[str, Any]:
-    """A rule as JSON-ready values; of a code without a rule of the doctor, its title and who finds it."""
+    """A rule as JSON-ready values: what the doctor says, and under ``lint`` what the linter does.
+
+    Of a code without a rule of the doctor: its title and who finds it.
+    """
     found: dict[str, Any] = {"code": code, "title": CATALOGUE[code], "family": FAMILIES[code[0]]}
-    text = rule_texts().get(code)
-    if text is None:
-        return {**found, "doctor": False, "found_by": found_by(code)}
-    names = ("what", "why", "evidence", "example", "instead", "remedy", "how_safe", "false_alarms", "source")
-    return {
-        **found,
-        "doctor": True,
-        "safety": text.safety.value,
-        **{name: getattr(text, name) for name in names},
-    }
+    if code in doctor_codes():
+        found |= {"doctor": True, **_values(rule_texts()[code])}
+    else:
+        found |= {"doctor": False, "found_by": found_by(code)}
+    rule = all_lint_rules().get(code)
+    return {**found, "lint": None if rule is None else _values(lint_rule_text(rule))}
 
 
 def found_by(code: str) -> str:
     """Who finds a mistake that no rule of the doctor looks for.
 
     Example:
-        >>> found_by("H604")
-        'it is told from source alone, before anything runs'
+        >>> found_by("N309")
+        'frostline diagnose and frostline recalibrate find it'
     """
-    return ELSEWHERE.get(code, _FROM_SOURCE)
+    return ELSEWHERE.get(code, _FROM_SOURCE if code in all_lint_rules() else _NOBODY)
+
+
+def _values(text: RuleText) -> dict[str, Any]:
+    told = {name: getattr(text, name) for name in _NAMES}
+    return {"safety": text.safety.value, **told}
 
 
 def _known(code: str) -> str:
@@ -127,41 +147,68 @@ def _known(code: str) -> str:
 
 
 def _print_rule(code: str) -> None:
-    text = rule_texts().get(code)
     width = min(OUTPUT.width, _WIDEST)
-    lines = textwrap.wrap(f"{code}  {CATALOGUE[code]}", width, subsequent_indent=" " * 6)
-    _say("\n".join(lines), style="bold")
-    if text is None:
-        said = f"No rule of the doctor looks for it: {found_by(code)}."
-        _say("\n" + textwrap.fill(said, width, initial_indent="  ", subsequent_indent="  "))
+    _say("\n".join(textwrap.wrap(f"{code}  {CATALOGUE[code]}", width, subsequent_indent=" " * 6)), style="bold")
+    lint = all_lint_rules().get(code)
+    if code in doctor_codes():
+        _print_parts(rule_texts()[code].parts(), width)
+        if lint is not None:
+            _print_in_source(lint, width)
         return
-    for heading, part, is_code in text.parts():
+    _say("")
+    _print_prose(f"No rule of the doctor looks for it: {found_by(code)}.", width)
+    if lint is not None:
+        _print_parts(lint_rule_text(lint).parts(), width)
+
+
+def _print_parts(parts: list[tuple[str, str, bool]], width: int) -> None:
+    for heading, part, is_code in parts:
         _say(f"\n{heading}", style="bold")
-        for line in part.splitlines():
-            # Code is copied, so it stays in its lines.
-            whole = [line] if is_code else textwrap.wrap(line, width - 2, break_long_words=False)
-            for piece in whole or [""]:
-                _say(f"  {piece}".rstrip(), style="cyan" if is_code else "")
+        if is_code:  # it is copied, so it stays in its lines
+            for line in part.splitlines():
+                _say(f"  {line}".rstrip(), style="cyan")
+        else:
+            _print_prose(part, width)
+
+
+def _print_in_source(rule: LintRule, width: int) -> None:
+    """What the linter says beside the doctor: the mistake and its reasons are the same."""
+    _say("\nIn source (frostline lint)", style="bold")
+    safety = rule.how_safe if rule.how_safe.startswith(rule.safety.value) else f"{rule.safety.value}: {rule.how_safe}"
+    paragraphs = [rule.what, f"Fix safety: {safety}", f"False alarms: {rule.false_alarms}"]
+    for number, paragraph in enumerate(paragraphs):
+        if number:
+            _say("")
+        _print_prose(paragraph, width)
+
+
+def _print_prose(text: str, width: int) -> None:
+    for line in text.splitlines():
+        for piece in textwrap.wrap(line, width - 2, break_long_words=False) or [""]:
+            _say(f"  {piece}".rstrip())
 
 
 def _print_list() -> None:
-    texts = rule_texts()
+    texts, lint = rule_texts(), all_lint_rules()
     width = min(OUTPUT.width, _WIDEST)
     for letter, family in FAMILIES.items():
         _say(f"{family[:1].upper()}{family[1:]}", style="bold")
         for code in (each for each in CATALOGUE if each[0] == letter):
-            text = texts.get(code)
-            safety = text.safety.value if text else "-"
-            head, *rest = textwrap.wrap(CATALOGUE[code], width - 16, break_long_words=False)
-            line = _text(f"  {code}  ", f"{safety:6}  ", head)
+            rule = texts.get(code) or lint.get(code)
+            safety = rule.safety.value if rule else "-"
+            where = _WHERE[code in texts, code in lint]
+            head, *rest = textwrap.wrap(CATALOGUE[code], width - 24, break_long_words=False)
+            line = _text(f"  {code}  ", f"{safety:6}  ", f"{where:6}  ", head)
             line.stylize("bold", 2, 6)
             line.stylize({"safe": "green", "unsafe": "yellow"}.get(safety, "dim"), 8, 14)
+            line.stylize("dim", 16, 22)
             OUTPUT.print(line, soft_wrap=True)
             for more in rest:
-                _say(" " * 16 + more)
+                _say(" " * 24 + more)
         _say("")
     _say("Second column: the fix is safe, unsafe (it may change meaning) or manual.")
-    _say("A - is not for the doctor. frostline rule CODE prints a rule.")
+    _say("Third column: who finds it, the doctor in a loop that runs, lint in source.")
+    _say("A - is for other commands. frostline rule CODE prints a rule.")
 
 
 def _text(*parts: str) -> Text:
