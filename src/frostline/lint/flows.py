@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from frostline.lint.events import Condition, Event, Flow, Loop
 from frostline.lint.scopes import Function
-from frostline.lint.values import RETURNED, Value, is_below
+from frostline.lint.values import RETURNED, Value
 
 if TYPE_CHECKING:
     from frostline.lint.module_walk import ModuleWalk
@@ -40,7 +40,7 @@ def flows_of(walk: ModuleWalk) -> list[Flow]:
         event.get("callee")
         for name, events in _all_events(walk)
         for event in events
-        if event.what == "call" and event.get("walk") is walk and event.get("callee") != name
+        if event.what == "call" and event.get("file") == walk.source.path and event.get("callee") != name
     }
     flows = [_flow(walk, "<module>", [])]
     for name, function in walk.functions.items():
@@ -53,8 +53,11 @@ def flows_of(walk: ModuleWalk) -> list[Flow]:
         elif init is function and _has_other_roots(walk, function, called):
             continue
         if function.owner and walk.is_lightning(walk.qualified(function.owner)):
-            names = (f"{function.owner}.{each}" for each in _LIFECYCLE)
-            before += [walk.functions[each] for each in names if each in walk.functions and each != name]
+            own = name.rpartition(".")[2]
+            # What is called later than this one does not stand before it.
+            earlier = _LIFECYCLE[: _LIFECYCLE.index(own)] if own in _LIFECYCLE else _LIFECYCLE
+            names = (f"{function.owner}.{each}" for each in earlier)
+            before += [walk.functions[each] for each in names if each in walk.functions]
         flows.append(_flow(walk, name, before))
     return flows
 
@@ -113,7 +116,7 @@ class _Call:
     conditions: tuple[Condition, ...] = ()
     no_grad: bool = False
     via: tuple[str, ...] = ()
-    stack: tuple[tuple[int, str], ...] = ()
+    stack: tuple[tuple[str, str], ...] = ()
 
     @staticmethod
     def top(name: str) -> _Call:
@@ -144,6 +147,7 @@ class _Expansion:
 
     def __init__(self, walk: ModuleWalk) -> None:
         self._walk = walk
+        # What is another name for what.
         self._aliases: dict[str, str] = {}
         self.events: list[Event] = []
 
@@ -168,7 +172,7 @@ class _Expansion:
         """The branches as seen from outside; ``None`` where a literal argument rules this one out."""
         kept = list(call.conditions)
         for each in conditions:
-            told = each.always if each.always is not None else _decided(each.node, call.constants)
+            told = _decided(each.node, call.constants)
             if told is None:
                 kept.append(each)
             elif told is not each.arm:
@@ -176,6 +180,8 @@ class _Expansion:
         return tuple(kept)
 
     def _placed(self, walk: ModuleWalk, event: Event, call: _Call, conditions: tuple[Condition, ...]) -> Event:
+        if call.node is None and not self._aliases:
+            return event if len(conditions) == len(event.conditions) else replace(event, conditions=conditions)
         data = {name: self._data(name, value, call) for name, value in event.data.items()} if event.data else {}
         path = event.path
         path = ",".join(self._path(each, call) for each in path.split(",")) if "," in path else self._path(path, call)
@@ -184,17 +190,13 @@ class _Expansion:
             node = call.node
             line, column = getattr(node, "lineno", line), getattr(node, "col_offset", column)
             origin = f"{walk.source.path}:{event.line}"
-        if call.node is None and not self._aliases:
-            return replace(event, conditions=conditions, data=data)
         key = (id(call.node),) if call.node is not None else ()
-        dropped = len(event.conditions) - (len(conditions) - len(call.conditions))
-        shift = len(call.conditions) - dropped
         loops = tuple(
             replace(
                 loop,
                 key=(*key, *loop.key),
                 over=self._value(loop.over, call),
-                conditions=max(loop.conditions + shift, 0),
+                conditions=len(call.conditions) + sum(each in conditions for each in event.conditions[: loop.conditions]),
                 node=loop.node if walk is self._walk else None,
             )
             for loop in event.loops
@@ -217,12 +219,12 @@ class _Expansion:
     def _path(self, path: str, call: _Call) -> str:
         path = call.path(path)
         for _ in range(4):
-            for alias, of in self._aliases.items():
-                if is_below(path, alias):
-                    path = of + path[len(alias) :]
-                    break
-            else:
+            end = len(path) if self._aliases else 0
+            while end > 0 and path[:end] not in self._aliases:
+                end = max(path.rfind(".", 0, end), path.rfind("[", 0, end))
+            if end <= 0:
                 break
+            path = self._aliases[path[:end]] + path[end:]
         return path
 
     def _data(self, name: str, value: Any, call: _Call) -> Any:
@@ -239,19 +241,26 @@ class _Expansion:
     def _value(self, value: Value | None, call: _Call) -> Value | None:
         if value is None:
             return None
+        path = self._path(value.path, call) if value.path else ""
+        if path == value.path and not value.items and not value.copy_of:
+            return value
         items = tuple(self._value(item, call) for item in value.items) if value.items else ()
         copy_of = self._path(value.copy_of, call) if value.copy_of else ""
-        return replace(value, path=self._path(value.path, call), items=items, copy_of=copy_of)
+        return replace(value, path=path, items=items, copy_of=copy_of)
 
     def _called(self, event: Event, placed: Event, call: _Call) -> None:
         """What a function does that is called here."""
-        walk: ModuleWalk = event.data["walk"]
+        file: str = event.data["file"]
+        # What another file holds may have been let go of since; it is opened again then.
+        walk = self._walk if file == self._walk.source.path else self._walk.project.open(file)
+        if walk is None:
+            return
         name: str = event.data["callee"]
-        key = (id(walk), name)
+        key = (file, name)
         if len(call.stack) >= _DEEPEST or key in call.stack or name not in walk.functions:
             return
         function = walk.function(name)
-        if not function.events:
+        if not _matters(walk, function, event.data["is_init"]):
             return
         roots, constants = self._given(function, event, placed, call)
         node = event.node if call.node is None or self._walk is walk else call.node
@@ -303,6 +312,30 @@ class _Expansion:
         for own, theirs in _returned(function, placed.path):
             roots.setdefault(own, theirs)
         return roots, constants
+
+
+def _matters(walk: ModuleWalk, function: Function, is_init: bool) -> bool:
+    """Whether a function does anything that its caller could notice; most constructors of modules do not."""
+    if function.matters is None:
+        function.matters = False  # what calls itself does nothing by that
+        function.matters = any(_is_noticed(walk, event, function, is_init) for event in function.events)
+    return function.matters
+
+
+def _is_noticed(walk: ModuleWalk, event: Event, function: Function, is_init: bool) -> bool:
+    if event.what == "call":
+        file: str = event.data["file"]
+        other = walk if file == walk.source.path else walk.project.open(file)
+        if other is None or event.data["callee"] not in other.functions:
+            return False
+        return _matters(other, other.function(event.data["callee"]), event.data["is_init"])
+    root, rest = _split(event.path)
+    if event.what in {"new", "init"}:
+        # What an object is made of, or what never leaves the function, is no surprise to the caller.
+        return bool(rest) and not (is_init and root == "self") and (root == "self" or root in function.parameters)
+    if event.what == "alias":
+        return _split(event.get("of"))[0] in function.parameters
+    return True
 
 
 def _returned(function: Function, path: str) -> Iterator[tuple[str, str]]:
