@@ -84,6 +84,7 @@ CATALOGUE: dict[str, str] = {
     "O411": "clipping counts gradients that no optimizer uses",
     "O412": "trainable parameters are in no optimizer",
     "O413": "the optimizer holds frozen parameters only",
+    "O414": "the loss is computed from the input, not from the prediction",
     "S451": "a parameter group came after the scheduler and is scheduled wrongly",
     "S452": "the scheduler steps before the optimizer",
     "S453": "the learning rate jumps on resuming: the scheduler's state was not loaded",

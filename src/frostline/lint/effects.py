@@ -327,6 +327,8 @@ class Effects:
         if cls in {"frostline.freeze", "frostline.frozen", "frostline.freezing.freeze", "frostline.freezing.frozen"}:
             frame.emit("hold", first.path if first is not None else "", node)
             return None
+        if cls == "collections.OrderedDict":
+            return _ordered(args, named)
         if cls == "itertools.chain":
             spread = [each for each in args if each is not None and (each.kind in PARAMETERS or is_list(each))]
             return Value("parameters", items=tuple(args), lazy=True) if spread else None
@@ -336,7 +338,10 @@ class Effects:
             frame.emit("init", first.path, node)
             return first
         if cls.startswith("torch.func.") or cls.endswith("stateless.functional_call"):
-            return Value("tensor") if cls.endswith("functional_call") else None
+            if not cls.endswith("functional_call"):
+                return None
+            frame.emit("functional", self._path(node.args[0], first, frame) if node.args else "", node)
+            return Value("tensor")
         found = self._walk.find(cls) if not cls.startswith("torch.") else None
         if found is not None:
             walk, each = found
@@ -722,6 +727,17 @@ _METHODS = {
     "prepare": Effects._prepare,
     "apply": Effects._apply,
 }
+
+
+def _ordered(args: list[Value | None], named: dict[str, Value | None]) -> Value:
+    """A dictionary of modules, as ``Sequential`` is given one: its ``const`` holds the keys."""
+    pairs = args[0].items if args and args[0] is not None and args[0].kind in {"list", "tuple"} else ()
+    keys, values = list(named), list(named.values())
+    for pair in pairs:
+        parts = pair.items if pair is not None and pair.kind == "tuple" and len(pair.items) == 2 else (None, None)
+        keys.append(parts[0].const if parts[0] is not None and isinstance(parts[0].const, str) else "")
+        values.append(parts[1])
+    return Value("dict", items=tuple(values), const=tuple(keys))
 
 
 def _truth(value: Value | None) -> bool | None:

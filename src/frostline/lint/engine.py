@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from frostline.lint.rule import LintRule, Violation
 from frostline.lint.rules import all_rules
 from frostline.lint.source import Source
 
-# A file that is longer was made by a program, and its functions are not put in each other's place.
-_LONGEST = 60_000
-
 
 def lint(source: Source, project: Project | None = None) -> tuple[list[Diagnostic], Failure | None]:
     """All that the rules find in a file, in the order of the text; comments that silence them are honoured.
@@ -32,21 +28,29 @@ def lint(source: Source, project: Project | None = None) -> tuple[list[Diagnosti
     Returns:
         What was found, and why nothing could be found where the file is no Python.
     """
-    tree = parse(source)
-    if isinstance(tree, Failure):
-        return [], tree
+    project = project or Project()
+    # Another file may have looked into this one before.
+    walk = project.kept(source.path)
+    if walk is None:
+        tree = parse(source)
+        if isinstance(tree, Failure):
+            return [], tree
+    else:
+        tree = walk.tree
     rules = [rule for rule in all_rules().values() if any(trigger in source.text for trigger in rule.triggers)]
-    if not rules or len(source.text) > _LONGEST * 100:
+    if not rules:
         return [], None
+    if walk is None:
+        walk = ModuleWalk(source, tree, module_name(source.path), project)
+        project.add(walk)
     try:
-        return _checked(source, tree, rules, project or Project()), None
+        return _checked(walk, rules), None
     except RecursionError:
         return [], Failure(source.path, TOO_DEEP)
 
 
-def _checked(source: Source, tree: ast.Module, rules: list[LintRule], project: Project) -> list[Diagnostic]:
-    walk = ModuleWalk(source, tree, module_name(source.path), project)
-    project.add(walk)
+def _checked(walk: ModuleWalk, rules: list[LintRule]) -> list[Diagnostic]:
+    source = walk.source
     view = FileView(walk)
     silenced = Silenced.of(source)
     found: dict[tuple[str, int, int], Diagnostic] = {}
@@ -128,6 +132,6 @@ def _is_package(folder: Path) -> bool:
     return (folder / "__init__.py").is_file()
 
 
-def codes(rules: Iterable[LintRule]) -> frozenset[str]:
-    """The codes of rules."""
-    return frozenset(rule.code for rule in rules)
+def forget_packages() -> None:
+    """Look again at which folders are packages: files may have come and gone."""
+    _is_package.cache_clear()

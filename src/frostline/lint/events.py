@@ -47,15 +47,11 @@ class Condition:
         key: tells it from others of its flow.
         arm: of an ``if``, ``True`` or its ``else``, ``False``.
         node: the test, where that is in this file.
-        text: the test as text, shortened.
-        always: the value of the test, where it is a literal; ``None`` otherwise.
     """
 
     key: tuple[int, ...]
     arm: bool
     node: ast.expr | None = field(default=None, compare=False, repr=False)
-    text: str = ""
-    always: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,7 @@ class Event:
               attribute of another object than ``self`` in its ``__init__``.
             - ``renew``: a module got parameters of its own anew: ``how`` is ``resize`` (``resize_token_embeddings``; the path
               is the model's), ``register`` (``register_parameter`` with a literal name) or ``parameter`` (one was assigned).
+            - ``new_parameter``: an ``nn.Parameter`` was made and named.
             - ``optimizer``: one was made: ``sources`` (list of :class:`Value`), ``cls``, ``options`` (literals by name).
             - ``add_group``: ``sources``, ``options``; the path is the optimizer's.
             - ``scheduler``: one was made; ``of`` is the optimizer's path, ``cls``.
@@ -80,12 +77,13 @@ class Event:
               ``unscale``, ``scaler_step``, ``scaler_update``: of an optimizer, module, scheduler, loss, scaler.
               ``step`` and ``scaler_step`` have the optimizer's path.
             - ``forward``: a module was called; ``direct`` where ``.forward`` was.
+            - ``functional``: a module was called with parameters of another (``functional_call``).
             - ``load``: ``load_state_dict``; ``strict``, ``assign`` (literals or None), ``used`` whether the result is,
               ``of`` the kind of the receiver, ``source`` the :class:`Value` of what is loaded.
             - ``state_dict``: one was taken; ``save``: ``torch.save`` and its kin; ``value`` of what is saved.
             - ``move``: ``to``, ``cuda``, ``half`` ...
             - ``wrap``: the path is the wrapper, ``of`` the module; ``how`` is ``ddp``, ``dp``, ``fsdp``, ``compile``,
-              ``averaged`` or ``prepare``.
+              ``averaged`` or ``prepare``; ``options`` (literals by name).
             - ``update_bn``: statistics are estimated anew.
             - ``write``: values are written by hand into parameters; ``how`` is the method or ``assign``.
             - ``metric``: something is counted or compared that only validation needs.

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from frostline.lint.source import Source
 
 _Node = TypeVar("_Node", bound=ast.AST)
+# Fields that hold no node, or one of those that all trees share.
+_PLAIN = frozenset({"ctx", "op", "ops", "id", "attr", "name", "arg", "level", "kind", "type_comment", "lineno", "names"})
+_FIELDS: dict[type[ast.AST], tuple[str, ...]] = {
+    # What a constant holds is no node, and the names of an import are.
+    ast.Constant: (),
+    ast.Import: ("names",),
+    ast.ImportFrom: ("names",),
+}
 
 
 class FileView:
@@ -37,25 +45,42 @@ class FileView:
         self.tree = walk.tree
         self._by_type: dict[type[ast.AST], list[ast.AST]] = {}
         self._parents: dict[int, ast.AST] = {}
-        stack: list[ast.AST] = [walk.tree]
+
+    def _look(self) -> None:
+        """Take down all nodes, in the order of the text, and what each stands in."""
+        by_type, parents = self._by_type, self._parents
+        stack: list[ast.AST] = [self.tree]
         while stack:
             node = stack.pop()
-            self._by_type.setdefault(type(node), []).append(node)
-            children = list(ast.iter_child_nodes(node))
-            for child in children:
-                self._parents[id(child)] = node
-            # Reversed, so that nodes come in the order of the text.
-            stack.extend(reversed(children))
+            kind = node.__class__
+            if kind in by_type:
+                by_type[kind].append(node)
+            else:
+                by_type[kind] = [node]
+            fields = _FIELDS.get(kind)
+            if fields is None:
+                fields = _FIELDS[kind] = tuple(name for name in reversed(kind._fields) if name not in _PLAIN)
+            for name in fields:
+                child = getattr(node, name, None)
+                if child.__class__ is list:
+                    for each in reversed(child):
+                        if isinstance(each, ast.AST):
+                            parents[id(each)] = node
+                            stack.append(each)
+                elif isinstance(child, ast.AST):
+                    parents[id(child)] = node
+                    stack.append(child)
 
     def nodes(self, *kinds: type[_Node]) -> list[_Node]:
-        """All nodes of these types, those of one type in the order of the text."""
+        """All nodes of these types, those of one type about in the order of the text; no operators."""
+        if not self._by_type:
+            self._look()
         return [node for kind in kinds for node in self._by_type.get(kind, ())]  # type: ignore[misc]
 
     def parent(self, node: ast.AST) -> ast.AST | None:
-        """What a node stands in; ``None`` of the whole file.
-
-        The contexts ``Load`` and ``Store``, which trees share, have no parent of their own.
-        """
+        """What a node stands in; ``None`` of the whole file."""
+        if not self._by_type:
+            self._look()
         return self._parents.get(id(node))
 
     def parents(self, node: ast.AST) -> list[ast.AST]:

@@ -484,16 +484,17 @@ class ModuleWalk:
         before = frame.conditions
         known = dict(frame.names.own)
         for arm, body in ((True, node.body), (False, node.orelse)):
-            if not body:
+            if not body or always is (not arm):
                 continue
-            frame.conditions = (*before, Condition((id(node),), arm, node.test, "", always))
+            if always is None:
+                frame.conditions = (*before, Condition((id(node),), arm, node.test))
             if not arm:
                 after, frame.names.own = frame.names.own, known
                 self._block(body, frame)
                 frame.names.own = _merged(after, frame.names.own)
             else:
                 self._block(body, frame)
-        if not node.orelse:
+        if not node.orelse and always is None:
             for path, value in known.items():
                 after = frame.names.own.get(path)
                 if value is not None and after is not None and after is not value and is_list(value):
@@ -503,7 +504,7 @@ class ModuleWalk:
         if not node.orelse and isinstance(node.body[-1], ast.Continue) and frame.loops:
             if is_over_parts(frame.loops[-1].over):
                 # What comes behind it in the loop is done to what the test has not sent on.
-                frame.conditions = (*before, Condition((id(node),), False, node.test, "", always))
+                frame.conditions = (*before, Condition((id(node),), False, node.test))
 
     def _with(self, node: ast.With | ast.AsyncWith, frame: Frame) -> None:
         switched = 0

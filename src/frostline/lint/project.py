@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class Project:
         self._files = frozenset(files)
         self._open_file = open_file
         self._read_text = read_text
-        self._by_last: dict[str, list[str]] | None = None
+        self._by_last: dict[str, list[tuple[tuple[str, ...], str]]] | None = None
+        self._found: dict[tuple[tuple[str, ...], str], str | None] = {}
+        self._imports: dict[str, set[str]] = {}
         self._open: OrderedDict[str, ModuleWalk | None] = OrderedDict()
         self._opening: set[str] = set()
         self._lines = 0
@@ -56,9 +58,18 @@ class Project:
             return
         self._open[file] = walk
         self._lines += walk.lines
-        while self._lines > _MOST_LINES and len(self._open) > 1:
+
+    def kept(self, file: str) -> ModuleWalk | None:
+        """What is in a file, if it is in memory."""
+        return self._open.get(file)
+
+    def trim(self) -> None:
+        """Let go of the files that were not asked for in a long time; not while one is being linted."""
+        while self._lines > _MOST_LINES:
             _, old = self._open.popitem(last=False)
-            self._lines -= old.lines if old is not None else 0
+            if old is not None:
+                self._lines -= old.lines
+                old.forget()
 
     def find(self, name: str, near: str) -> tuple[ModuleWalk, Function | Class] | None:
         """The function or class of a qualified name, through the imports of other files.
@@ -112,19 +123,26 @@ class Project:
 
     def _file(self, parts: list[str], near: str) -> str | None:
         """The file of a module: the one whose path ends so; of several, the one with most folders in common."""
-        if self._by_last is None:
-            self._by_last = {}
-            for file in self._files:
-                path = PurePath(file)
-                last = path.parent.name if path.stem == "__init__" else path.stem
-                self._by_last.setdefault(last, []).append(file)
-        found = [file for file in self._by_last.get(parts[-1], ()) if _ends_with(file, parts)]
-        if not found:
+        here = near.rpartition(os.sep)[0]
+        key = (tuple(parts), here)
+        if key not in self._found:
+            self._found[key] = self._looked_up(key[0], tuple(here.split(os.sep)))
+        file = self._found[key]
+        if file is None:
             # A name of a library is no miss: a new file by that name is unlikely enough.
             self.missed = self.missed or parts[0] not in _LIBRARIES
-            return None
-        here = PurePath(near).parts
-        return max(sorted(found), key=lambda file: _common(PurePath(file).parts, here))
+        return file
+
+    def _looked_up(self, parts: tuple[str, ...], here: tuple[str, ...]) -> str | None:
+        if self._by_last is None:
+            self._by_last = {}
+            for file in sorted(self._files):
+                folders = tuple(file.rpartition(".")[0].split(os.sep))
+                folders = folders[:-1] if folders[-1] == "__init__" else folders
+                if folders:
+                    self._by_last.setdefault(folders[-1], []).append((folders, file))
+        found = [each for each in self._by_last.get(parts[-1], ()) if each[0][-len(parts) :] == parts]
+        return max(found, key=lambda each: _common(each[0], here))[1] if found else None
 
     def is_imported(self, name: str, file: str) -> bool:
         """Whether another of the files imports this name from anywhere."""
@@ -132,10 +150,17 @@ class Project:
         if self._imported is None:
             self._imported = {}
             for each in self._files:
-                for found in set(_imports_of(self._read_text(each))):
+                for found in self._imports_of(each):
                     self._imported[found] = self._imported.get(found, 0) + 1
-        own = name in _imports_of(self._read_text(file))
+        own = name in self._imports_of(file)
         return self._imported.get(name, 0) > int(own)
+
+    def _imports_of(self, file: str) -> set[str]:
+        """The names that a file imports from others."""
+        if file not in self._imports:
+            found = (re.findall(r"\w+", names) for names in _FROM.findall(self._read_text(file)))
+            self._imports[file] = {name for names in found for name in names}
+        return self._imports[file]
 
 
 _LIBRARIES = frozenset(
@@ -146,19 +171,6 @@ _LIBRARIES = frozenset(
         "pandas", "matplotlib", "lightning", "pytorch_lightning", "accelerate", "torchmetrics", "datasets",
     }
 )  # fmt: skip
-
-
-def _imports_of(text: str) -> set[str]:
-    found: set[str] = set()
-    for names in _FROM.findall(text):
-        found.update(re.findall(r"\w+", names))
-    return found
-
-
-def _ends_with(file: str, parts: list[str]) -> bool:
-    path = PurePath(file)
-    folders = [*path.parent.parts] if path.stem == "__init__" else [*path.parent.parts, path.stem]
-    return folders[-len(parts) :] == parts
 
 
 def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[int, int]:

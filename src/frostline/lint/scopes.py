@@ -15,11 +15,13 @@ AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
 class Names:
     """What names and paths stand for, in one scope and those around it."""
 
-    __slots__ = ("around", "own")
+    __slots__ = ("_has_parts", "around", "own")
 
     def __init__(self, around: Names | None = None) -> None:
         self.own: dict[str, Value | None] = {}
         self.around = around
+        # The first parts of the paths in it that are longer than a name.
+        self._has_parts: set[str] = set()
 
     def get(self, path: str) -> Value | None:
         """What a path stands for, the innermost scope first; ``None`` if nothing is known."""
@@ -41,9 +43,12 @@ class Names:
 
     def bind(self, path: str, value: Value | None) -> None:
         """From here on a path stands for something else, and what was known below it is not known any more."""
-        if self.own:
+        root = path.partition(".")[0].partition("[")[0]
+        if root in self._has_parts:
             for below in [p for p in self.own if p.startswith((f"{path}.", f"{path}["))]:
                 del self.own[below]
+        if root != path:
+            self._has_parts.add(root)
         self.own[path] = value
 
 
@@ -75,6 +80,7 @@ class Function:
         returned: what it returns, likewise.
         local_names: the names that it binds itself.
         is_walked: whether somebody has.
+        matters: whether it does anything that its caller could notice, once somebody has asked.
     """
 
     name: str
@@ -85,6 +91,7 @@ class Function:
     returned: Value | None = None
     local_names: frozenset[str] = frozenset()
     is_walked: bool = False
+    matters: bool | None = None
 
     @property
     def parameters(self) -> tuple[str, ...]:

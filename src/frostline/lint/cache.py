@@ -1,0 +1,161 @@
+"""What was found in files before, as long as neither they nor what they depend on have changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, cast
+
+from frostline import __version__
+from frostline.durable import replace_file
+from frostline.lint.diagnostic import Diagnostic, Failure
+from frostline.lint.stored import diagnostic_from, diagnostic_to, failure_from, failure_to
+
+_SCHEMA = 1
+_FILE = "lint.json"
+
+
+@dataclass
+class Result:
+    """What was found in one file, and what that rests on.
+
+    Attributes:
+        digest: of its content.
+        diagnostics: what all rules found.
+        failure: why it could not be linted.
+        lines: how many it has.
+        asked: the files that it imports from, as far as that mattered.
+        missed: it imports a name that none of the files had.
+        asked_callers: it mattered who imports from it.
+    """
+
+    digest: str
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    failure: Failure | None = None
+    lines: int = 0
+    asked: frozenset[str] = frozenset()
+    missed: bool = False
+    asked_callers: bool = False
+
+
+class Cache:
+    """Results of earlier runs. A cache that is damaged, of another version, or cannot be written is as none.
+
+    What is found depends on the content of a file, on the rules, and on the files it imports from; a result is used
+    only while all of these are the same.
+
+    Args:
+        folder: where it lies; ``None`` keeps nothing.
+        digests: the content of each file of this run, by its name.
+    """
+
+    def __init__(self, folder: Path | None, digests: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._digests = digests
+        self._names = digest("\n".join(sorted(digests)).encode())
+        self._all = digest("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode())
+        self._here = str(Path.cwd())
+        self._entries: dict[str, Any] = self._read()
+        self._changed = False
+
+    def get(self, name: str) -> Result | None:
+        """What is known of a file; ``None`` if it has to be linted."""
+        entry = self._entries.get(self._key(name))
+        if not isinstance(entry, dict):
+            return None
+        try:
+            if not self._holds(name, cast("dict[str, Any]", entry)):
+                return None
+            return Result(
+                digest=entry["digest"],
+                diagnostics=[diagnostic_from(each, name) for each in entry["diagnostics"]],
+                failure=failure_from(entry["failure"], name) if entry["failure"] else None,
+                lines=int(entry["lines"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def _holds(self, name: str, entry: dict[str, Any]) -> bool:
+        return (
+            entry["digest"] == self._digests[name]
+            and all(self._digests.get(each) == before for each, before in entry["asked"].items())
+            and entry["names"] in ("", self._names)
+            and entry["all"] in ("", self._all)
+        )
+
+    def put(self, name: str, result: Result) -> None:
+        """Keep what was found in a file."""
+        self._changed = True
+        self._entries[self._key(name)] = {
+            "digest": result.digest,
+            "diagnostics": [diagnostic_to(each) for each in result.diagnostics],
+            "failure": failure_to(result.failure) if result.failure is not None else None,
+            "lines": result.lines,
+            "asked": {each: self._digests.get(each, "") for each in sorted(result.asked) if each != name},
+            "names": self._names if result.missed or result.asked else "",
+            "all": self._all if result.asked_callers else "",
+        }
+
+    def write(self) -> None:
+        """Write it, if anything changed; files that are gone are forgotten."""
+        if self._folder is None or not self._changed:
+            return
+        kept = {key: entry for key, entry in self._entries.items() if self._is_there(key)}
+        data = {"schema": _SCHEMA, "version": _version(), "entries": kept}
+        # Without it everything is only slower.
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            ignored = self._folder / ".gitignore"
+            if not ignored.exists():
+                ignored.write_text("*\n", encoding="ascii")
+            replace_file(self._folder / _FILE, json.dumps(data, separators=(",", ":")).encode())
+
+    def _key(self, name: str) -> str:
+        # What is printed depends on the working directory, and so do names.
+        return f"{self._here}\0{name}"
+
+    def _is_there(self, key: str) -> bool:
+        here, _, name = key.partition("\0")
+        return (here == self._here and name in self._digests) or (Path(here) / name).is_file()
+
+    def _read(self) -> dict[str, Any]:
+        if self._folder is None:
+            return {}
+        try:
+            data = json.loads((self._folder / _FILE).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        if not isinstance(data, dict) or data.get("schema") != _SCHEMA or data.get("version") != _version():  # pyright: ignore[reportUnknownMemberType]
+            return {}
+        entries = cast("dict[str, Any]", data).get("entries")
+        return cast("dict[str, Any]", entries) if isinstance(entries, dict) else {}
+
+
+def digest(data: bytes) -> str:
+    """The digest of a content.
+
+    Example:
+        >>> digest(b"") == digest(b""), digest(b"a") == digest(b"b")
+        (True, False)
+    """
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+_known_version = ""
+
+
+def _version() -> str:
+    """Of the rules and of Python, whose parser decides what a file means."""
+    global _known_version
+    if not _known_version:
+        parts = [__version__, ".".join(map(str, sys.version_info[:3]))]
+        here = Path(__file__).parent
+        # In a checkout the rules change while the version does not.
+        parts += [f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(here.rglob("*.py"))]
+        _known_version = digest("\n".join(parts).encode())
+    return _known_version
