@@ -156,6 +156,9 @@ class _Expansion:
         for event in events:
             if len(self.events) >= _MOST_EVENTS:
                 return
+            called = self._callee(event) if event.what == "call" else None
+            if event.what == "call" and called is None:
+                continue
             conditions = self._conditions(event.conditions, call)
             if conditions is None:
                 continue
@@ -163,8 +166,8 @@ class _Expansion:
             if event.what == "alias":
                 if placed.path != placed.get("of"):
                     self._aliases[placed.path] = placed.get("of")
-            elif event.what == "call":
-                self._called(event, placed, call)
+            elif called is not None:
+                self._called(*called, event, placed, call)
             else:
                 self.events.append(placed)
 
@@ -248,19 +251,21 @@ class _Expansion:
         copy_of = self._path(value.copy_of, call) if value.copy_of else ""
         return replace(value, path=path, items=items, copy_of=copy_of)
 
-    def _called(self, event: Event, placed: Event, call: _Call) -> None:
-        """What a function does that is called here."""
+    def _callee(self, event: Event) -> tuple[ModuleWalk, Function] | None:
+        """The function that is called, where it does anything that can be noticed."""
         file: str = event.data["file"]
         # What another file holds may have been let go of since; it is opened again then.
         walk = self._walk if file == self._walk.source.path else self._walk.project.open(file)
-        if walk is None:
-            return
-        name: str = event.data["callee"]
-        key = (file, name)
-        if len(call.stack) >= _DEEPEST or key in call.stack or name not in walk.functions:
-            return
-        function = walk.function(name)
-        if not _matters(walk, function, event.data["is_init"]):
+        if walk is None or event.data["callee"] not in walk.functions:
+            return None
+        function = walk.function(event.data["callee"])
+        return (walk, function) if _matters(walk, function, event.data["is_init"]) else None
+
+    def _called(self, walk: ModuleWalk, function: Function, event: Event, placed: Event, call: _Call) -> None:
+        """What a function does that is called here."""
+        name = function.name
+        key = (walk.source.path, name)
+        if len(call.stack) >= _DEEPEST or key in call.stack:
             return
         roots, constants = self._given(function, event, placed, call)
         node = event.node if call.node is None or self._walk is walk else call.node
@@ -314,6 +319,10 @@ class _Expansion:
         return roots, constants
 
 
+# What makes the parts of an object.
+_MAKING = frozenset({"new", "new_parameter", "renew", "init"})
+
+
 def _matters(walk: ModuleWalk, function: Function, is_init: bool) -> bool:
     """Whether a function does anything that its caller could notice; most constructors of modules do not."""
     if function.matters is None:
@@ -330,7 +339,7 @@ def _is_noticed(walk: ModuleWalk, event: Event, function: Function, is_init: boo
             return False
         return _matters(other, other.function(event.data["callee"]), event.data["is_init"])
     root, rest = _split(event.path)
-    if event.what in {"new", "init"}:
+    if event.what in _MAKING:
         # What an object is made of, or what never leaves the function, is no surprise to the caller.
         return bool(rest) and not (is_init and root == "self") and (root == "self" or root in function.parameters)
     if event.what == "alias":
