@@ -146,6 +146,8 @@ class Flow:
         parameters: the names of the parameters it is called with.
         owner: the class whose method it is; "" if none.
         is_complete: nothing was cut off because it became too long.
+        aliases: other paths by which things are known, and the paths that events have: of ``self.net = net``,
+            ``self.net`` to ``net``.
     """
 
     name: str
@@ -154,6 +156,7 @@ class Flow:
     parameters: tuple[str, ...] = ()
     owner: str = ""
     is_complete: bool = True
+    aliases: dict[str, str] = field(default_factory=dict)
 
     def of(self, *kinds: str) -> list[Event]:
         """Its events of these kinds, in order."""

@@ -91,6 +91,7 @@ def _flow(walk: ModuleWalk, name: str, before: list[Function]) -> Flow:
         parameters=function.parameters if function is not None else (),
         owner=function.owner if function is not None else "",
         is_complete=len(expansion.events) < _MOST_EVENTS,
+        aliases=expansion.aliases,
     )
 
 
@@ -150,6 +151,11 @@ class _Expansion:
         # What is another name for what.
         self._aliases: dict[str, str] = {}
         self.events: list[Event] = []
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Other paths by which things are known, and the paths that the events have."""
+        return self._aliases
 
     def run(self, walk: ModuleWalk, events: list[Event], call: _Call) -> None:
         """Add the events of one function."""
