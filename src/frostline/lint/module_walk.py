@@ -96,10 +96,12 @@ class ModuleWalk:
         return function
 
     def imported(self, name: str) -> str:
-        """The qualified name of what this file imported under a name; "" if it did not."""
+        """The qualified name of what this file imported under a name, or calls so besides; "" if it did not."""
         self.walk_top()
         value = self.names.own.get(name)
-        return value.cls if value is not None and value.kind == "ref" else ""
+        if value is None or value.kind not in {"ref", "function", "class"} or value.cls == self.qualified(name):
+            return ""
+        return value.cls
 
     def qualified(self, name: str) -> str:
         """The name of something of this file as other files know it."""
@@ -379,7 +381,8 @@ class ModuleWalk:
             if value is None:
                 hint = self.expressions.guess(path, frame)
                 value = hint if hint is not None and not hint.sure else None
-        if value is not None and not value.path:
+        is_new = value is not None and not value.path
+        if value is not None and is_new:
             value = value.at(path)
         if given is not None:
             frame.name_fresh(given, path)
@@ -387,7 +390,7 @@ class ModuleWalk:
         frame.names.bind(path, value)
         if isinstance(target, ast.Attribute) and value is not None and value.path and value.path != path:
             frame.emit("alias", path, node, of=value.path)
-        if value is not None and value.kind == "module" and isinstance(given, ast.Call):
+        if value is not None and value.kind == "module" and isinstance(given, ast.Call) and is_new:
             frame.emit("new", path, node, value=value)
         elif value is not None and value.cls == "torch.nn.Parameter" and isinstance(given, ast.Call):
             frame.emit("new_parameter", path, node)
@@ -531,8 +534,14 @@ class ModuleWalk:
         return False
 
     def _try(self, node: ast.Try, frame: Frame) -> None:
-        for body in bodies(node):
+        for body in (node.body, node.orelse, node.finalbody):
             self._block(body, frame)
+        # What went well is meant: `try: from a import f`, `except ImportError: f = None`.
+        bound = {path: value for path, value in frame.names.own.items() if value is not None}
+        for handler in node.handlers:
+            self._block(handler.body, frame)
+        if node.handlers:
+            frame.names.own.update(bound)
 
     def _match(self, node: ast.Match, frame: Frame) -> None:
         self.expressions.value(node.subject, frame)
