@@ -378,9 +378,9 @@ class ModuleWalk:
             owner = self.expressions.value(target.value, frame)
             if self.expressions.effects.attribute_set(target, owner, value, node, frame):
                 return
-            if value is None:
-                hint = self.expressions.guess(path, frame)
-                value = hint if hint is not None and not hint.sure else None
+        if value is None and (isinstance(target, ast.Attribute) or isinstance(given, ast.Call)):
+            # What somebody else's function gives is told by how it is used, and by what it is called.
+            value = self.expressions.guess(path, frame)
         is_new = value is not None and not value.path
         if value is not None and is_new:
             value = value.at(path)
