@@ -13,7 +13,9 @@ from frostline.lint.scopes import AnyFunction
 # Words by which code tells training from the rest: a branch on one of them decides by the mode.
 _MODE = re.compile(r"train|eval|infer|determin|(^|_)test|(^|_)val(id|_|$)|_mode$", re.I)
 # Random numbers at test time that are wanted, by what people call them.
-_MEANT = re.compile(r"(^|[_.\W])mc([_.\W]|$)|(?-i:MC[A-Z_])|monte|bayes|uncertain|stochastic|always|at_test|test_time", re.I)
+_MEANT = re.compile(
+    r"(^|[_.\W])mc([_.\W]|$)|(?-i:MC[A-Z_])|monte|bayes|uncertain|stochastic|always|at_test|test_time", re.I
+)
 _NOT_FORWARD = frozenset({"__init__", "__post_init__", "__setattr__", "extra_repr", "reset_parameters"})
 _FLAGS = ("training", "is_training", "train", "is_train")
 
