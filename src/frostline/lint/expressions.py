@@ -65,9 +65,10 @@ class Expressions:
 
     def guess(self, path: str, frame: Frame) -> Value | None:
         """What something nobody defined here probably is: by how it is used, then by what it is called."""
-        if path in frame.used_as_module:
-            return Value("module", path=path)
         kind = hinted(path.rpartition(".")[2])
+        # An optimizer, a scheduler and a scaler are loaded into too.
+        if path in frame.used_as_module and kind not in {"optimizer", "scheduler", "scaler"}:
+            return Value("module", path=path)
         return Value(kind, path=path, sure=False) if kind else None
 
     def instance(self, cls: str, path: str = "") -> Value | None:
