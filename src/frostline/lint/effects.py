@@ -374,7 +374,7 @@ class Effects:
             frame.emit_new("scheduler", node, of=of, cls=made.cls)
         elif made.kind == "module" and self._walk.find(made.cls) is not None:
             return self._ours(made.cls, node, args, named, None, False, frame) or made
-        if made.kind == "module" and made.cls.endswith(("Sequential", "ModuleList")):
+        if made.kind == "module" and made.cls.endswith(("Sequential", "ModuleList", "ModuleDict")):
             return replace(made, items=tuple(args))
         given = first or named.get("model_name")
         if made.maker and given is not None and isinstance(given.const, str):

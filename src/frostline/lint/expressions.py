@@ -229,7 +229,8 @@ class Expressions:
                 params = value or Value("unknown", path=self.path(each, frame))
         if params is not None:
             return Value("group", items=(params,))
-        return Value("dict", items=tuple(values))
+        keys = tuple(key.value if isinstance(key, ast.Constant) else "" for key in node.keys)
+        return Value("dict", items=tuple(values), const=keys)
 
     def _subscript(self, node: ast.Subscript, frame: Frame) -> Value | None:
         base = self.value(node.value, frame)
