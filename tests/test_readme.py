@@ -39,3 +39,13 @@ def test_exactly_two_commands_install() -> None:
         'python -m pip install -c constraints.txt ".[all]" && frostline finetune',
         'python -m pip install -c constraints.txt -e ".[all,dev]" && python -m pytest',
     ]
+
+
+def test_the_linter_says_of_the_script_what_stands_below_it(tmp_path: Path) -> None:
+    every = blocks()
+    (shown,) = [i for i, (language, _) in enumerate(every) if language == "py"]
+    (tmp_path / "train.py").write_text(every[shown][1])
+    command = [sys.executable, "-m", "frostline", "lint", "--output-format", "concise", "--isolated", "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert every[shown + 1] == ("text", done.stdout + done.stderr)
