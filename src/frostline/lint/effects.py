@@ -147,7 +147,11 @@ class Effects:
         receiver: Value | None = None
         if isinstance(function, ast.Attribute):
             receiver = self._expressions.value(function.value, frame)
+            if receiver is not None and receiver.kind == "object" and not receiver.path:
+                receiver = self._unnamed(function.value, receiver, frame)
             callee = self._expressions.attribute(function, receiver, frame)
+            if callee is not None and not callee.sure and self._is_method(receiver, function.attr):
+                callee = None  # called like a module, but a method
             if callee is not None:
                 self._walk.values[id(function)] = callee
         else:
@@ -172,6 +176,21 @@ class Effects:
             ast.unparse(function)[:60] if not isinstance(function, ast.Name) else function.id, node, args, named, frame
         )
         return None
+
+    def _unnamed(self, node: ast.expr, made: Value, frame: Frame) -> Value:
+        """An object that is used where it is made, `Trainer(net).fit()`, is called by its class."""
+        if not isinstance(node, ast.Call):
+            return made
+        path = f"{made.cls.rpartition('.')[2]}()"
+        frame.name_fresh(node, path)
+        made = made.at(path)
+        self._walk.values[id(node)] = made
+        return made
+
+    def _is_method(self, receiver: Value | None, name: str) -> bool:
+        if receiver is None or not receiver.cls or receiver.kind not in {"module", "object"}:
+            return False
+        return self._walk.method(receiver.cls, name) is not None
 
     def _filtered(self, node: ast.Call, name: str, frame: Frame) -> Value | None:
         """``filter`` and ``map``: what is kept of an iterable, lazily."""

@@ -146,7 +146,7 @@ class Expressions:
             return guessed
         if node.id in USUAL:
             return Value("ref", USUAL[node.id])
-        for module in self._walk.stars:
+        for module in reversed(self._walk.stars):
             if module == "torch.nn" and node.id[:1].isupper():
                 return Value("ref", f"torch.nn.{node.id}")
             found = self._walk.project.find(f"{module}.{node.id}", self._walk.source.path)

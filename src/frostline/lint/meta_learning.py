@@ -23,6 +23,12 @@ _SETS = (
 )
 _GRADIENTS = re.compile(r"autograd\.grad\(|create_graph\s*=\s*True|functional_call\(|innerloop_ctx\(")
 
+HINTS = (
+    "higher", "learn2learn", "torchmeta", "l2l", "betty", "inner", "Inner", "INNER", "fast_weights", "adapt", "Adapt", "ADAPT",
+    "task_lr", "update_lr", "maml", "MAML", "Maml", "reptile", "Reptile", "meta", "Meta", "META", "few",
+)  # fmt: skip
+"""Each file that does meta-learning holds one of these."""
+
 
 def meta_learning_in(view: FileView) -> str:
     """What in a file shows that it does meta-learning; "" where nothing does.

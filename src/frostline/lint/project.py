@@ -99,6 +99,11 @@ class Project:
             origin = walk.imported(parts[cut])
             if origin:
                 return self._find(".".join([origin, *parts[cut + 1 :]]), file, depth + 1)
+            # What `from a import *` brings, the last one first.
+            for star in reversed(walk.stars):
+                found = self._find(f"{star}.{rest}", file, depth + 1)
+                if found is not None:
+                    return found
             return None
         return None
 

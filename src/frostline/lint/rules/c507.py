@@ -135,6 +135,13 @@ RULE = LintRule(
     false_alarms="An object by another type than a list whose `append` gives something back. Those of numpy and pandas "
     "are let be.",
     source="peft#310, peft#577, peft#1070, peft#3306",
-    triggers=("modules_to_save", "target_modules", "layers_to_transform", "target_parameters", "append", "extend"),
+    triggers=(
+        "modules_to_save",
+        "target_modules",
+        "target_parameters",
+        "trainable_token_indices",
+        "layers_to_transform",
+        "optim",
+    ),
     check=check,
 )

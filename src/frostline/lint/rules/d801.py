@@ -112,6 +112,6 @@ RULE = LintRule(
     "`find_unused_parameters=True`, flags that only repeat what was so before, and those behind the last "
     "training step.",
     source="pytorch#22049, transformers#416, ClassyVision PR398, Lightning#20340",
-    triggers=("DistributedDataParallel", "DDP"),
+    triggers=("DistributedDataParallel", "DDP", "requires_grad"),
     check=check,
 )

@@ -121,6 +121,6 @@ RULE = LintRule(
     "to where the model already is, moves to the processor, a model that is wrapped anew before it trains, "
     "and what stands behind the last training step.",
     source="pytorch#12603, pytorch#104336",
-    triggers=("DistributedDataParallel", "DDP"),
+    triggers=("DistributedDataParallel", "DDP", ".module"),
     check=check,
 )

@@ -119,6 +119,6 @@ RULE = LintRule(
     "functions that test, sample or save, and those beside a call of the wrapper in the same step. Where "
     "the wrapper was made elsewhere it is told by `.module` alone, and then only a warning.",
     source="TrainCheck x-jxmnop",
-    triggers=("DistributedDataParallel", "DDP"),
+    triggers=("DistributedDataParallel", "DDP", ".module"),
     check=check,
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
-from frostline.lint.meta_learning import meta_learning_in
+from frostline.lint.meta_learning import HINTS, meta_learning_in
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.values import related
 
@@ -204,6 +204,6 @@ RULE = LintRule(
     "be where a load or a copy puts them back in the same loop. Clipping and other writes without a "
     "gradient are not looked at.",
     source="none found",
-    triggers=("-=", "+=", "sub_", "add_", ".data", ".step("),
+    triggers=HINTS,
     check=check,
 )
