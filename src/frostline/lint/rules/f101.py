@@ -2,91 +2,125 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 
 from frostline.findings import Safety, Severity
-from frostline.lint.file_view import FileView
-from frostline.lint.rule import LintRule, Violation
-from frostline.lint.values import Value
-
-# One letter too few, too many or swapped, another case, or words put together otherwise.
-_TYPO = re.compile(
-    r"^(?!requires_grad_?$)(_?requires?_?s?_?(grads?|gradients?)|requie?re?s_?grads?|reqiures_grad|require_gard|requires_gard|"
-    r"required_grads?|needs?_grads?|requires?Grads?|require_gradients?)_?$",
-    re.I,
+from frostline.lint.attribute_writes import (
+    AttributeWrite,
+    as_call,
+    attribute_writes,
+    call_text,
+    is_an_option,
+    is_constructing,
+    is_read,
+    renamed,
 )
-# Attributes by this name that libraries and people have on things of their own.
-_KINDS = {"parameter", "parameters", "module"}
+from frostline.lint.file_view import FileView
+from frostline.lint.near_names import distance
+from frostline.lint.rule import LintRule, Violation
+
+_RIGHT = "requires_grad"
+# One of these stands in each name that is looked at.
+_MARKS = ("_grad", "_gard", "_Grad", "egrad", "sgrad", "dgrad", "eGrad", "sGrad", "dGrad")
+_OTHER_WORDS = frozenset({"need_grad", "needs_grad"})
+_PARAMETERS = frozenset({"parameter", "parameters"})
+# Settings are often called like this, and are no tensors.
+_SETTINGS = re.compile(
+    r"(^|_)(args|arguments|cfg|config|conf|opts?|options|hparams|params?_dict|ctx|settings|self|cls)$"
+)
 
 
 def check(view: FileView) -> Iterator[Violation]:
-    """Assignments to attributes, also through `setattr` and with an annotation, whose name is nearly the flag's."""
-    for node in view.nodes(ast.Assign, ast.AnnAssign, ast.AugAssign):
-        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-            if isinstance(target, ast.Attribute) and _TYPO.match(target.attr):
-                yield from _violation(view, target, target.attr, view.value(target.value), node.value)
-    for call in view.nodes(ast.Call):
-        if view.name(call.func) != "builtins.setattr" or len(call.args) != 3:
-            continue
-        name = call.args[1]
-        if isinstance(name, ast.Constant) and isinstance(name.value, str) and _TYPO.match(name.value):
-            yield from _violation(view, name, name.value, view.value(call.args[0]), call.args[2])
+    """Assignments to attributes whose name is nearly the flag's."""
+    for write in attribute_writes(view, _is_near):
+        kind = write.value.kind if write.value is not None else ""
+        if kind in _PARAMETERS:
+            yield _on_parameter(view, write)
+        elif write.name in _OTHER_WORDS or is_read(view, write.name) or is_an_option(view, write):
+            continue  # what is read, or is a word of another meaning, may be an option of one's own
+        elif kind in {"module", "averaged"}:
+            if not is_constructing(view, write) and not (write.is_on_self and write.name.startswith("_")):
+                yield _on_module(view, write)
+        elif (
+            kind in {"", "tensor", "data", "unknown"}
+            and isinstance(write.literal, bool)
+            and not _SETTINGS.search(view.text(write.owner).rpartition(".")[2])
+        ):
+            yield _on_something(view, write)
 
 
-def _violation(
-    view: FileView, node: ast.expr, name: str, owner: Value | None, given: ast.expr | None
-) -> Iterator[Violation]:
-    if owner is not None and owner.path == "self" and owner.kind == "object":
-        return  # an attribute of a class of one's own
-    if not isinstance(given, ast.Constant) and owner is None:
-        return
-    receiver = view.text(node.value) if isinstance(node, ast.Attribute) else view.text(node)
-    on_parameter = owner is not None and owner.kind in _KINDS
-    if owner is not None and owner.kind == "module":
-        flag = view.text(given) if given is not None else "False"
-        remedy = f"{receiver}.requires_grad_({flag})"
-        yield Violation(
-            node,
-            f"{name!r} means nothing to torch: {receiver} is a module, and nothing in it is frozen",
-            remedy=remedy,
-            severity=Severity.ERROR,
-        )
-        return
-    edit = (
-        view.attribute_name(node, "requires_grad")
-        if isinstance(node, ast.Attribute)
-        else view.replaced(node, "'requires_grad'" if view.text(node).startswith("'") else '"requires_grad"')
+def _is_near(name: str) -> bool:
+    if name.rstrip("_") == _RIGHT or not any(mark in name for mark in _MARKS):
+        return False
+    return name in _OTHER_WORDS or distance(name.lower().replace("gradient", "grad"), _RIGHT) <= 2
+
+
+def _on_parameter(view: FileView, write: AttributeWrite) -> Violation:
+    assert write.value is not None
+    several = write.value.kind == "parameters"
+    sure = write.value.sure
+    return Violation(
+        write.node,
+        f"{write.name!r} means nothing to torch: requires_grad stays what it was",
+        evidence=(f"{view.text(write.owner)} {'are parameters' if several else 'is a parameter'}",),
+        remedy=f"{view.text(write.owner)}.{_RIGHT}"
+        if not several
+        else f"for p in {view.text(write.owner)}: p.{_RIGHT}",
+        severity=Severity.ERROR if sure else Severity.WARNING,
+        edits=() if several else (renamed(view, write, _RIGHT),),
+        # Whoever reads the misspelt name would find it gone.
+        safety=Safety.MANUAL if several else Safety.SAFE if sure and not is_read(view, write.name) else Safety.UNSAFE,
+        title=f"Rename to {_RIGHT}",
+        inferred=not sure,
     )
-    yield Violation(
-        node,
-        f"{name!r} means nothing to torch: requires_grad stays what it was",
-        remedy="requires_grad",
-        severity=Severity.ERROR if on_parameter else Severity.WARNING,
-        edits=(edit,),
-        # On a plain tensor or on something unknown, the flag that is now set may do more than was there before.
-        safety=Safety.SAFE if on_parameter else Safety.UNSAFE,
-        title="Rename to requires_grad",
-        inferred=not on_parameter,
+
+
+def _on_module(view: FileView, write: AttributeWrite) -> Violation:
+    assert write.value is not None
+    edits = as_call(view, write)
+    return Violation(
+        write.node,
+        f"{write.name!r} means nothing to torch: {view.text(write.owner)} is a module, and nothing in it is frozen",
+        remedy=call_text(view, write),
+        severity=Severity.ERROR if write.value.sure else Severity.WARNING,
+        edits=edits,
+        safety=Safety.UNSAFE if edits else Safety.MANUAL,
+        title="Call requires_grad_",
+        inferred=not write.value.sure,
+    )
+
+
+def _on_something(view: FileView, write: AttributeWrite) -> Violation:
+    return Violation(
+        write.node,
+        f"{write.name!r} means nothing to torch: requires_grad stays what it was",
+        evidence=("nothing in the file reads it",),
+        remedy=f"{view.text(write.owner)}.{_RIGHT}",
+        severity=Severity.WARNING,
+        edits=(renamed(view, write, _RIGHT),),
+        # On a plain tensor, or on something unknown, the flag that is now set does more than was there before.
+        safety=Safety.UNSAFE,
+        title=f"Rename to {_RIGHT}",
+        inferred=True,
     )
 
 
 RULE = LintRule(
     code="F101",
-    what="Looks at assignments to attributes (also annotated, in a row, and through `setattr` with a literal name) whose name is "
-    "nearly `requires_grad`: `require_grad`, `requires_grads`, `requires_gradient`.",
-    why="Python lets any attribute be set on a tensor, so nothing fails. The flag stays what it was: everything that was meant to be "
-    "frozen trains, and the loss falls as if all were well.",
+    what="Looks at assignments to attributes (also annotated, in a row, and through `setattr` with a literal name) "
+    "whose name is nearly `requires_grad`: `require_grad`, `requires_grads`, `requires_gradient`.",
+    why="Python lets any attribute be set on a tensor, so nothing fails. The flag stays what it was: everything that "
+    "was meant to be frozen trains, and the loss falls as if all were well.",
     example="for p in model.backbone.parameters():\n    p.require_grad = False",
     instead="for p in model.backbone.parameters():\n    p.requires_grad = False",
     remedy="Rename it to `requires_grad`, or freeze with `frostline.freeze`, which checks that it holds.",
     safety=Safety.SAFE,
-    how_safe="safe on parameters, because nothing reads the misspelt name; unsafe on what may be a plain tensor, where the flag "
-    "would begin to do something",
-    false_alarms="An object that is no tensor and has an attribute by such a name on purpose. Assignments to `self` in classes that are "
-    "no modules are let be; silence others with `# noqa: F101`.",
+    how_safe="safe on parameters, because nothing reads the misspelt name; unsafe on modules, and on what may be a "
+    "plain tensor, where the flag would begin to do something",
+    false_alarms="An object that is no tensor and has an attribute by such a name on purpose. Names that the file also "
+    "reads, and settings (`args`, `cfg`), are let be; silence others with `# noqa: F101`.",
     source="codertimo/BERT-pytorch#104, Time-Series-Library#743, TorchFix TOR002",
-    triggers=("equire", "need_grad", "needs_grad", "reqiures"),
+    triggers=_MARKS,
     check=check,
 )
