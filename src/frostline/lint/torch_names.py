@@ -143,9 +143,11 @@ HINTS = (
     (
         "module",
         re.compile(
-            r"^(model|net|network|backbone|encoder|decoder|trunk|teacher|student|generator|discriminator|critic|"
+            # What begins with a verb is a method: freeze_backbone, build_model.
+            r"^(?!(un)?(freeze|build|make|create|get|load|save|init|set|update|setup|configure|prepare|replace|convert)_)"
+            r"(?:(model|net|network|backbone|encoder|decoder|trunk|teacher|student|generator|discriminator|critic|"
             r"net[GD]|classifier|feature_extractor)(_?(ema|s|t|q|k|\d+))?$"
-            r"|_(model|net|network|backbone|encoder|decoder)$"
+            r"|.*_(model|net|network|backbone|encoder|decoder)$)"
         ),
     ),
 )
@@ -193,6 +195,8 @@ def hinted(name: str) -> str:
     """The kind of thing that people call by this name; "" for most names.
 
     Example:
+        >>> hinted("my_backbone"), hinted("freeze_backbone")
+        ('module', '')
         >>> hinted("optimizer_g"), hinted("net"), hinted("lr_scheduler"), hinted("x")
         ('optimizer', 'module', 'scheduler', '')
     """
