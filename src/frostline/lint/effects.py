@@ -588,6 +588,8 @@ class Effects:
             if flag is None and isinstance(given, ast.Name) and call.frame.names.has(given.id):
                 flag = Value("argument", path=given.id)
         kind = call.receiver.kind if call.receiver is not None else ""
+        if kind == "gradient":  # `p.grad.requires_grad_(False)` says nothing of the parameter
+            return call.receiver
         how = "module_method" if kind in {"module", "averaged"} else "method"
         self._flag(call.function.value, call.receiver, None, flag, how, call.node, call.frame)
         return call.receiver
