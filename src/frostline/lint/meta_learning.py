@@ -24,8 +24,9 @@ _SETS = (
 _GRADIENTS = re.compile(r"autograd\.grad\(|create_graph\s*=\s*True|functional_call\(|innerloop_ctx\(")
 
 HINTS = (
-    "higher", "learn2learn", "torchmeta", "l2l", "betty", "inner", "Inner", "INNER", "fast_weights", "adapt", "Adapt", "ADAPT",
-    "task_lr", "update_lr", "maml", "MAML", "Maml", "reptile", "Reptile", "meta", "Meta", "META", "few",
+    "higher", "learn2learn", "torchmeta", "l2l", "betty", "inner", "Inner", "INNER", "fast_weights", "adapt",
+    "Adapt", "ADAPT", "task_lr", "update_lr", "maml", "MAML", "Maml", "reptile", "Reptile", "meta", "Meta", "META",
+    "few", "Few",
 )  # fmt: skip
 """Each file that does meta-learning holds one of these."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from frostline.lint.events import Event, Flow
 from frostline.lint.values import is_below, owner_of
+
+_TESTS = re.compile(r"eval|valid|test|sampl|generat|infer|predict|export|save|demo|visual", re.I)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ def wrappings(flow: Flow) -> Iterator[Wrapping]:
     for index, event in enumerate(flow.events):
         if event.what == "wrap" and event.get("how") == "ddp" and event.path:
             yield Wrapping(flow, index, event)
+
+
+def is_in_test(event: Event) -> bool:
+    """Whether an event stands in a function that does not train, by its name or by that of one which calls it."""
+    return bool(_TESTS.search(f"{event.function} {' '.join(event.via)}"))
 
 
 def is_elsewhere(one: Event, other: Event) -> bool:

@@ -156,6 +156,16 @@ SILENT = {
                 model(x).sum().backward()
                 optimizer.step()
         """,
+    "a gradient": """
+        from torch.nn.parallel import DistributedDataParallel as DDP
+        def train(net, loader):
+            model = DDP(net)
+            for x in loader:
+                for p in net.parameters():
+                    p.grad.requires_grad_(False)
+                    p.grad.zero_()
+                model(x).sum().backward()
+        """,
     "another model": LOOP.format(options="", change="other.backbone.requires_grad_(True)"),
 }
 

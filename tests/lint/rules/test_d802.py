@@ -61,6 +61,19 @@ SILENT = {
             model.module.half()
             model.cpu()
         """,
+    "a type for validation": """
+        import torch
+        from torch.nn.parallel import DistributedDataParallel as DDP
+        class Trainer:
+            def fit(self, model, loader):
+                model = DDP(model)
+                for x in loader:
+                    model(x).sum().backward()
+                    self.evaluate(model)
+            def evaluate(self, model):
+                model = model.to(torch.float16)
+                model.eval()
+        """,
     "the other branch": """
         from torch import nn
         from torch.nn.parallel import DistributedDataParallel as DDP

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.values import owner_of
 from frostline.lint.wrapping import Wrapping, trains_after, wrappings
@@ -42,7 +43,7 @@ def _violation(flow: Flow, wrapping: Wrapping, index: int, event: Event) -> Iter
     ):
         return  # it was on already
     wrapped = wrapping.event
-    shown = owner_of(event.path) or "a parameter"
+    name = shown(owner_of(event.path)) or "a parameter"
     did = "frozen" if value is False else "made trainable" if value is True else "frozen or thawed"
     becomes = (
         "the next pass fails, because its gradients are waited for"
@@ -52,10 +53,10 @@ def _violation(flow: Flow, wrapping: Wrapping, index: int, event: Event) -> Iter
     sure = trains is True and isinstance(value, bool)
     yield Violation(
         event.node,  # type: ignore[arg-type]
-        f"{shown} is {did} after the model was wrapped: {becomes}",
+        f"{name} is {did} after the model was wrapped: {becomes}",
         evidence=(
-            f"line {wrapped.line} wraps {wrapped.get('of') or 'the model'} as {wrapping.wrapper}",
-            f"{event.origin or f'line {event.line}'} sets requires_grad of {event.path or 'its parameters'}",
+            f"line {wrapped.line} wraps {shown(wrapped.get('of')) or 'the model'} as {shown(wrapping.wrapper)}",
+            f"{event.origin or f'line {event.line}'} sets requires_grad of {shown(event.path) or 'its parameters'}",
         ),
         remedy=f"set the flags before line {wrapped.line}, and wrap anew where they change during training",
         severity=Severity.ERROR if sure else Severity.WARNING,

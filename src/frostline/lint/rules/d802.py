@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.rule import LintRule, Violation
-from frostline.lint.wrapping import Wrapping, is_elsewhere, trains_after, wrappings
+from frostline.lint.wrapping import Wrapping, is_elsewhere, is_in_test, trains_after, wrappings
 
 # Of moves, those that leave a tensor of another type or on another device behind.
 _TYPES = frozenset({"half", "bfloat16", "double", "type"})
@@ -31,10 +32,10 @@ def _told(flow: Flow, wrapping: Wrapping, event: Event) -> str:
     if part is None:
         return ""
     if event.what in {"new", "new_parameter"} and part and not _holds_nothing(event):
-        return f"{event.path} is replaced"
+        return f"{shown(event.path)} is replaced"
     if event.what == "load" and event.get("assign") is True:
-        return f"{event.path} gets new parameters (assign=True)"
-    if event.what == "move":
+        return f"{shown(event.path)} gets new parameters (assign=True)"
+    if event.what == "move" and not is_in_test(event):
         return _moved(flow, wrapping, event)
     return ""
 
@@ -49,7 +50,7 @@ def _holds_nothing(event: Event) -> bool:
 def _moved(flow: Flow, wrapping: Wrapping, event: Event) -> str:
     how = event.get("how")
     if how in _TYPES or (how == "to" and _gives_type(event)):
-        return f"{event.path} gets another type"
+        return f"{shown(event.path)} gets another type"
     if how not in {"to", "cuda", "to_empty"}:
         return ""  # to the processor, for export
     before = [
@@ -60,7 +61,7 @@ def _moved(flow: Flow, wrapping: Wrapping, event: Event) -> str:
     # What is on its device already stays where it is. Nor is a model from elsewhere known to be on the processor.
     if before or not _is_made_here(flow, wrapping):
         return ""
-    return f"{event.path} is moved"
+    return f"{shown(event.path)} is moved"
 
 
 def _gives_type(event: Event) -> bool:
@@ -91,7 +92,7 @@ def _violation(flow: Flow, wrapping: Wrapping, index: int, event: Event, told: s
         event.node,  # type: ignore[arg-type]
         f"{told} after the model was wrapped: gradients of what is new are not averaged",
         evidence=(
-            f"line {wrapped.line} wraps {wrapped.get('of') or 'the model'} as {wrapping.wrapper}",
+            f"line {wrapped.line} wraps {shown(wrapped.get('of')) or 'the model'} as {shown(wrapping.wrapper)}",
             f"{event.origin or f'line {event.line}'} changes what the wrapper was made for",
         ),
         remedy=f"do this before line {wrapped.line}, then wrap, then make the optimizer",
@@ -118,8 +119,8 @@ RULE = LintRule(
     safety=Safety.MANUAL,
     how_safe="manual: lines have to change places, and what stands between them may need their order",
     false_alarms="A part that each process trains on its own, on purpose. Let be are: layers without parameters, moves "
-    "to where the model already is, moves to the processor, a model that is wrapped anew before it trains, "
-    "and what stands behind the last training step.",
+    "to where the model already is, moves to the processor and in functions that evaluate or export, a "
+    "model that is wrapped anew before it trains, and what stands behind the last training step.",
     source="pytorch#12603, pytorch#104336",
     triggers=("DistributedDataParallel", "DDP", ".module"),
     check=check,

@@ -10,11 +10,11 @@ from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.rule import LintRule, Violation
-from frostline.lint.wrapping import is_elsewhere, wrappings
+from frostline.lint.wrapping import is_elsewhere, is_in_test, wrappings
 
-# Functions by these names do not train, whatever they call.
-_TESTS = re.compile(r"eval|valid|test|sampl|generat|infer|predict|export|save|demo|visual", re.I)
+_DISTRIBUTED = re.compile(r"DistributedDataParallel|\bDDP\b")
 
 
 def check(view: FileView) -> Iterator[Violation]:
@@ -23,24 +23,24 @@ def check(view: FileView) -> Iterator[Violation]:
         for wrapping in wrappings(flow):
             for index, event in wrapping.later():
                 if event.what == "forward" and wrapping.inside(event.path) == "" and event.path != wrapping.wrapper:
-                    past = f"line {wrapping.event.line} wraps {wrapping.event.get('of') or 'the model'}"
+                    past = f"line {wrapping.event.line} wraps {shown(wrapping.event.get('of')) or 'the model'}"
                     yield from _violation(
-                        view, flow, index, wrapping.wrapper, (past + f" as {wrapping.wrapper}",), True
+                        view, flow, index, wrapping.wrapper, (past + f" as {shown(wrapping.wrapper)}",), True
                     )
-        if any(event.what == "wrap" for event in flow.events):
+        if any(event.what == "wrap" for event in flow.events) or not _DISTRIBUTED.search(view.source.text):
             continue
         # The wrapper was made elsewhere: by its name alone, and in a file that trains on several devices.
         for index, event in enumerate(flow.events):
             wrapper = event.path.removesuffix(".module")
             if event.what == "forward" and wrapper != event.path and wrapper not in {"", "self"}:
-                yield from _violation(view, flow, index, wrapper, (f"{wrapper} is taken for a wrapper",), False)
+                yield from _violation(view, flow, index, wrapper, (f"{shown(wrapper)} is taken for a wrapper",), False)
 
 
 def _violation(
     view: FileView, flow: Flow, index: int, wrapper: str, evidence: tuple[str, ...], sure: bool
 ) -> Iterator[Violation]:
     event = flow.events[index]
-    if event.no_grad or event.node is None or _TESTS.search(f"{event.function} {event.via}"):
+    if event.no_grad or event.node is None or is_in_test(event):
         return
     backward = _backward_of(flow, index)
     if backward is None or _is_in_eval(flow, index, wrapper) or _has_pass_through(flow, index, wrapper):
@@ -49,16 +49,16 @@ def _violation(
     call = event.node
     if isinstance(call, ast.Call) and not event.origin:
         edits = _edits(view, call, wrapper)
-    shown = view.text(call.func) if isinstance(call, ast.Call) else event.path
+    called = view.text(call.func) if isinstance(call, ast.Call) and not event.origin else shown(event.path)
     yield Violation(
         event.node,
-        f"{shown}(...) bypasses the distributed wrapper: gradients are not averaged",
+        f"{called}(...) bypasses the distributed wrapper: gradients are not averaged",
         evidence=(*evidence, f"line {backward.line} is the backward pass behind it"),
-        remedy=f"call the wrapper itself: {wrapper}(...)",
+        remedy=f"call the wrapper itself: {shown(wrapper)}(...)",
         severity=Severity.ERROR if sure else Severity.WARNING,
         edits=edits,
         safety=Safety.UNSAFE if edits else Safety.MANUAL,
-        title=f"Call {wrapper}",
+        title=f"Call {shown(wrapper)}",
         inferred=not sure,
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.layers import LayerBook
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.wrapping import Wrapping, wrappings
@@ -43,13 +44,13 @@ def _violation(view: FileView, book: LayerBook, wrapping: Wrapping, option: str)
     edits: tuple[Edit, ...] = ()
     if isinstance(call, ast.Call) and not event.origin:
         edits = tuple(view.replaced(each.value, "True") for each in call.keywords if each.arg == option)
-    model = event.get("of") or "the model"
+    model = shown(event.get("of")) or "the model"
     evidence = (f"{model} has batch normalization" if has else f"{model} may have batch normalization", *used)
     yield Violation(
         call,
         f"{option}=False: each process keeps running statistics of its own data",
         evidence=evidence,
-        remedy=f"nn.SyncBatchNorm.convert_sync_batchnorm({event.get('of') or 'model'}) before wrapping, or "
+        remedy=f"nn.SyncBatchNorm.convert_sync_batchnorm({shown(event.get('of')) or 'model'}) before wrapping, or "
         f"{option}=True, or average the buffers before evaluating and saving",
         severity=Severity.WARNING if has else Severity.INFO,
         edits=edits,

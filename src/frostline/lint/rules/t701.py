@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.layers import LayerBook
 from frostline.lint.meta_learning import meta_learning_in
 from frostline.lint.rule import LintRule, Violation
@@ -23,8 +24,8 @@ _PASSES = frozenset({"forward", "functional", "unknown"})
 
 def check(view: FileView) -> Iterator[Violation]:
     """`train()` in functions that test, in files that do meta-learning, where no `eval()` follows before the passes."""
-    shown = meta_learning_in(view)
-    if not shown:
+    hint = meta_learning_in(view)
+    if not hint:
         return
     book = LayerBook(view)
     for flow in view.flows:
@@ -32,7 +33,7 @@ def check(view: FileView) -> Iterator[Violation]:
             if event.what == "mode" and event.get("value") is True and _tests(event.function) and not event.conditions:
                 passed = _pass_after(flow, index)
                 if passed is not None:
-                    yield from _violation(book, flow, index, passed, shown)
+                    yield from _violation(book, flow, index, passed, hint)
 
 
 def _tests(function: str) -> bool:
@@ -56,7 +57,7 @@ def _pass_after(flow: Flow, index: int) -> Event | None:
     return passed
 
 
-def _violation(book: LayerBook, flow: Flow, index: int, passed: Event, shown: str) -> Iterator[Violation]:
+def _violation(book: LayerBook, flow: Flow, index: int, passed: Event, hint: str) -> Iterator[Violation]:
     event = flow.events[index]
     layers = book.of_path(flow, event.path, index)
     if event.node is None or (layers.norms is False and layers.drops is False):
@@ -67,12 +68,12 @@ def _violation(book: LayerBook, flow: Flow, index: int, passed: Event, shown: st
         effect = "predictions depend on which examples share a batch, and running statistics take in the test tasks"
     yield Violation(
         event.node,
-        f"{event.path} is tested in train mode: {effect}",
+        f"{shown(event.path)} is tested in train mode: {effect}",
         evidence=(
-            f"{event.function} tests, and line {passed.line} runs {event.path} in train mode",
-            f"the file does meta-learning: {shown}",
+            f"{event.function} tests, and line {passed.line} runs {shown(event.path)} in train mode",
+            f"the file does meta-learning: {hint}",
         ),
-        remedy=f"say which statistics are meant: {event.path}.eval(), statistics of the batch on copies of "
+        remedy=f"say which statistics are meant: {shown(event.path)}.eval(), statistics of the batch on copies of "
         'the buffers, or a policy: frostline.meta.MAML(..., policy="support")',
         severity=Severity.WARNING,
         inferred=True,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.meta_learning import HINTS, meta_learning_in
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.values import related
@@ -20,16 +21,16 @@ _GRADIENT = re.compile(r"\bg\b|grad", re.I)
 
 def check(view: FileView) -> Iterator[Violation]:
     """Inner steps in place, and inner optimizers over the model itself, where an outer optimizer steps the same."""
-    shown = meta_learning_in(view)
-    if not shown:
+    hint = meta_learning_in(view)
+    if not hint:
         return
     for flow in view.flows:
         for step in flow.of("step", "scaler_step"):
             sources = _sources(flow, step.path)
             if sources and step.loops:
-                yield from _written(flow, step, sources, shown)
-                yield from _optimized(flow, step, sources, shown)
-    yield from _in_dictionaries(view, shown)
+                yield from _written(flow, step, sources, hint)
+                yield from _optimized(flow, step, sources, hint)
+    yield from _in_dictionaries(view, hint)
 
 
 def _sources(flow: Flow, optimizer: str) -> list[str]:
@@ -74,16 +75,16 @@ def _descends(event: Event) -> bool:
     return is_step and bool(_GRADIENT.search(text)) and bool(_RATE.search(text))
 
 
-def _written(flow: Flow, step: Event, sources: list[str], shown: str) -> Iterator[Violation]:
+def _written(flow: Flow, step: Event, sources: list[str], hint: str) -> Iterator[Violation]:
     for event in flow.of("write"):
         source = next((path for path in sources if related(event.path, path)), "")
         loops = [loop.key for loop in step.loops]
         shared = [loop.key for loop in event.loops][: len(loops)] == loops
         if source and shared and event.line < step.line and _descends(event) and not _is_restored(flow, step, source):
-            yield _violation(event, step, source, shown, "this inner step writes into its parameters themselves")
+            yield _violation(event, step, source, hint, "this inner step writes into its parameters themselves")
 
 
-def _optimized(flow: Flow, step: Event, sources: list[str], shown: str) -> Iterator[Violation]:
+def _optimized(flow: Flow, step: Event, sources: list[str], hint: str) -> Iterator[Violation]:
     """Inner optimizers over the model that the outer one steps, made anew for a task."""
     for inner in flow.of("step"):
         if inner.path == step.path or not _inside(inner, step):
@@ -94,10 +95,10 @@ def _optimized(flow: Flow, step: Event, sources: list[str], shown: str) -> Itera
         source = next((path for path in sources if path in _sources(flow, inner.path)), "")
         if source and not _is_restored(flow, step, source):
             told = f"the inner optimizer of line {made[-1].line} has its parameters themselves"
-            yield _violation(inner, step, source, shown, told)
+            yield _violation(inner, step, source, hint, told)
 
 
-def _in_dictionaries(view: FileView, shown: str) -> Iterator[Violation]:
+def _in_dictionaries(view: FileView, hint: str) -> Iterator[Violation]:
     """``adapted = dict(model.named_parameters())`` and ``adapted[name] -= rate * gradient``."""
     for function in [*view.nodes(ast.FunctionDef), view.tree]:
         held = dict(_dictionaries(view, function))
@@ -111,7 +112,7 @@ def _in_dictionaries(view: FileView, shown: str) -> Iterator[Violation]:
                     yield Violation(
                         node,
                         f"the inner step writes into {name}, which holds the parameters of {held[name]} themselves",
-                        evidence=(f"the file does meta-learning: {shown}",),
+                        evidence=(f"the file does meta-learning: {hint}",),
                         remedy=f"{name} = {{n: p - rate * g for (n, p), g in zip({name}.items(), gradients)}}",
                         severity=Severity.WARNING,
                         inferred=True,
@@ -166,16 +167,17 @@ def _inner_of(view: FileView, node: ast.AST) -> ast.AST:
     return next((each for each in view.parents(node) if isinstance(each, kinds)), view.tree)
 
 
-def _violation(event: Event, step: Event, source: str, shown: str, told: str) -> Violation:
+def _violation(event: Event, step: Event, source: str, hint: str, told: str) -> Violation:
+    name = shown(source)
     return Violation(
         event.node,  # type: ignore[arg-type]
-        f"the inner loop moves {source}, which the optimizer of line {step.line} meta-learns: tasks begin elsewhere",
+        f"the inner loop moves {name}, which the optimizer of line {step.line} meta-learns: tasks begin elsewhere",
         evidence=(
             told,
-            f"line {step.line} steps the parameters of {source} for all tasks",
-            f"the file does meta-learning: {shown}",
+            f"line {step.line} steps the parameters of {name} for all tasks",
+            f"the file does meta-learning: {hint}",
         ),
-        remedy=f"adapt a copy for each task: copy.deepcopy({source}), or new tensors with torch.func.functional_call",
+        remedy=f"adapt a copy for each task: copy.deepcopy({name}), or new tensors with torch.func.functional_call",
         severity=Severity.WARNING,
         inferred=True,
     )
