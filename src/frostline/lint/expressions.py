@@ -103,9 +103,9 @@ class Expressions:
         if over.kind == "named_parameters":
             return Value("tuple", items=(Value("name", path=over.path), Value("parameter", path=each)))
         if over.kind == "modules":
-            return Value("module", path=each)
+            return Value("module", path=each, sure=over.sure)
         if over.kind == "named_modules":
-            return Value("tuple", items=(Value("name", path=over.path), Value("module", path=each)))
+            return Value("tuple", items=(Value("name", path=over.path), Value("module", path=each, sure=over.sure)))
         if over.kind == "tensors":
             return Value("tensor", path=each)
         if over.kind == "enumerate":
@@ -121,7 +121,7 @@ class Expressions:
             if kinds == {"tuple"}:
                 return known[0]
         if over.kind == "module" and (not over.cls or over.cls.endswith(("ModuleList", "Sequential", "ModuleDict"))):
-            return Value("module", path=each)
+            return Value("module", path=each, sure=over.sure)
         if over.path and over.kind in {"object", "unknown"}:
             return Value("unknown", path=each)
         return None

@@ -130,3 +130,12 @@ def test_the_fix_is_unsafe(before, after, fixed):
     text = f"for layer in model.children():\n    {before}\n"
     assert fixed(text, CODE) == text
     assert fixed(text, CODE, unsafe=True) == f"for layer in model.children():\n    {after}\n"
+
+
+@pytest.mark.parametrize(
+    ("made", "sure"),
+    [("encoder = torch.nn.Sequential(torch.nn.Linear(2, 2))", True), ("encoder = make()", False)],
+)
+def test_what_is_only_called_like_a_net_is_a_warning(made, sure, find):
+    (found,) = find(f"{made}\nfor w in encoder:\n    w.requires_grad = False\n", CODE)
+    assert (found.finding.severity is Severity.ERROR, found.finding.inferred) == (sure, not sure)

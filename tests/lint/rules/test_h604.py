@@ -192,7 +192,7 @@ def test_what_is_more_than_indenting_has_no_fix(rest, find):
     assert found.fix is None
 
 
-def test_two_that_are_near_are_not_chosen_from(find):
+def test_the_flag_that_is_called_is_the_method(find):
     (found,) = find("net = torch.nn.Linear(2, 2)\nnet.requires_grad()\n", CODE)
     assert found.fix is not None
     assert found.fix.safety is Safety.SAFE
