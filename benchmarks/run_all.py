@@ -29,6 +29,7 @@ BENCHMARKS = (
     "unfreezing_step",
     "meta_speed",
     "doctor_speed",
+    "lint_speed",
 )
 
 
