@@ -154,7 +154,7 @@ HINTS = (
 
 OPTIMIZERS = re.compile(
     r"^(SGD|Adam\w*|NAdam|RAdam|RMSprop|Adagrad|Adadelta|AdamW\w*|SparseAdam|LBFGS|ASGD|Rprop|Adafactor|Muon|Lion|"
-    r"LARS|LAMB|Lamb|FusedAdam|FusedLAMB|Lookahead|Ranger\w*|MADGRAD|Prodigy|Sophia\w*)$"
+    r"LARS|LAMB|Lamb|FusedAdam|FusedLAMB|Lookahead|Ranger\w*|MADGRAD|Prodigy|Sophia\w*|\w*ScheduleFree\w*)$"
 )
 """Classes of optimizers, wherever they come from."""
 
@@ -184,9 +184,9 @@ def makes_module(name: str) -> bool:
     """Whether calling something of a library gives a module."""
     if is_module_class(name):
         return True
-    if name.startswith("transformers."):
+    if name.startswith(("transformers.", "diffusers.")):
         return name.endswith((".from_pretrained", ".from_config")) and not re.search(
-            r"Tokenizer|Processor|Config|FeatureExtractor", name
+            r"Tokenizer|Processor|Config|FeatureExtractor|Scheduler|Pipeline", name
         )
     return name.startswith(MODULE_FACTORIES) and "Weights" not in name
 
