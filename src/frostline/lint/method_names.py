@@ -18,16 +18,12 @@ METHODS: dict[str, tuple[str, ...]] = {
         "requires_grad_",
         "register_buffer",
         "register_parameter",
-        "register_module",
-        "add_module",
         "register_forward_hook",
         "register_forward_pre_hook",
         "register_full_backward_hook",
-        "get_submodule",
-        "get_parameter",
     ),
     "optimizer": ("zero_grad", "state_dict", "load_state_dict", "add_param_group"),
-    "scheduler": ("get_last_lr", "state_dict", "load_state_dict"),
+    "scheduler": ("state_dict", "load_state_dict"),
 }
 """Methods whose names are long enough to be told when a letter is wrong, by the kind of thing that has them."""
 
@@ -43,8 +39,6 @@ _OTHERWISE = {
     "name_params": "named_parameters",
     "name_parameter": "named_parameters",
     "name_module": "named_modules",
-    "parameters_named": "named_parameters",
-    "modules_named": "named_modules",
     "load_statedict": "load_state_dict",
     "load_dict_state": "load_state_dict",
     "zero_gradient": "zero_grad",
@@ -54,8 +48,21 @@ _OTHERWISE = {
     "requiresgrad_": "requires_grad_",
     "requires_grads": "requires_grad_",
 }
-# What torch has beside them, and what others have by right.
-_RIGHT = frozenset({"set_submodule", "get_submodules", "get_parameters"})
+
+BEGINNINGS = (
+    ".param",
+    ".named",
+    ".name_",
+    ".child",
+    ".state_",
+    ".stated",
+    ".load_",
+    ".zero",
+    ".requir",
+    ".registe",
+    ".add_p",
+)
+"""How misspelt names begin where they are asked for: what is misspelt from the start on is not looked at."""
 
 
 def meant(name: str, kind: str) -> list[str]:
@@ -70,7 +77,7 @@ def meant(name: str, kind: str) -> list[str]:
         (['named_parameters'], ['zero_grad'], [])
     """
     methods = METHODS.get(kind, ())
-    if name in methods or name in _RIGHT or name.startswith("__"):
+    if name in methods or not f".{name}".startswith(BEGINNINGS):
         return []
     if name in _OTHERWISE:
         return [_OTHERWISE[name]] if _OTHERWISE[name] in methods else []

@@ -9,7 +9,7 @@ from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.file_view import FileView
 from frostline.lint.frameworks import uses_another
-from frostline.lint.method_names import DISTINCTIVE, METHODS, meant
+from frostline.lint.method_names import BEGINNINGS, DISTINCTIVE, METHODS, meant
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.scopes import is_property
 from frostline.lint.statements import begins_its_line, block_of, ends_its_line
@@ -17,6 +17,11 @@ from frostline.lint.thrown_away import thrown_away
 from frostline.lint.torch_names import hinted
 from frostline.lint.values import Value
 
+# One of these, or the beginning of a method's name, stands in every file that is looked at.
+_WORDS = (
+    *("no_grad", "enable_grad", "inference_mode", "autocast", "detect_anomaly", "no_sync"),
+    *(".backward", ".step", ".eval", ".train", ".cuda", ".cpu", ".half"),
+)
 # Contexts that do something between their beginning and their end only. set_grad_enabled() acts when it is called.
 _CONTEXTS = {
     "torch.no_grad": "gradients are recorded as before",
@@ -33,7 +38,6 @@ _CALLED = {
     "module": frozenset({"eval", "train", "zero_grad", "cuda", "cpu", "half", "requires_grad_"}),
     "optimizer": frozenset({"step", "zero_grad"}),
     "scheduler": frozenset({"step"}),
-    "scaler": frozenset({"update"}),
 }
 _WITH_ARGUMENTS = frozenset({"requires_grad_"})
 
@@ -220,31 +224,6 @@ RULE = LintRule(
     "looks whether a method is there. The last line of a notebook's cell is let be, and so is "
     "`torch.set_grad_enabled(False)`, which acts when it is called.",
     source="none found",
-    triggers=(
-        "_grad",
-        "zero",
-        "inference_mode",
-        "autocast",
-        "detect_anomaly",
-        "no_sync",
-        "param",
-        "named_",
-        "name_",
-        "_dict",
-        "statedict",
-        "child",
-        "module",
-        "buffer",
-        "last_lr",
-        "register",
-        ".backward",
-        ".step",
-        ".eval",
-        ".train",
-        ".cuda",
-        ".cpu",
-        ".half",
-        ".update",
-    ),
+    triggers=(*_WORDS, *BEGINNINGS),
     check=check,
 )
