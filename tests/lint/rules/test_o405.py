@@ -84,7 +84,6 @@ TRUE = {
         params = trainable(model)
         print(sum(p.numel() for p in params))  # <- O405
         optimizer = torch.optim.SGD(params, lr=0.1)
-        # model.parameters()
         """,
 }
 SILENT = {

@@ -275,6 +275,6 @@ RULE = LintRule(
     how_safe="safe: a list has the same parameters in the same order, and can be gone through as often as one likes",
     false_alarms="None known. What is handed to functions that nobody here knows, or to another iterator, is not followed.",
     source="none found",
-    triggers=("parameters()",),
+    triggers=("optim", "Optim", "SGD", "Adam", "clip_grad_"),
     check=check,
 )
