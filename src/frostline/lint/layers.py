@@ -80,9 +80,19 @@ class LayerBook:
     def __init__(self, view: FileView) -> None:
         self._view = view
         self._known: dict[str, Layers] = {}
+        self._asking: set[str] = set()
 
     def of_path(self, flow: Flow, path: str, before: int | None = None) -> Layers:
         """What is in the module that has a path in a flow, before one of its events."""
+        if path in self._asking:
+            return UNKNOWN  # a copy that was given the name of what it was made of
+        self._asking.add(path)
+        try:
+            return self._of_path(flow, path, before)
+        finally:
+            self._asking.discard(path)
+
+    def _of_path(self, flow: Flow, path: str, before: int | None) -> Layers:
         value = self.value_at(flow, path, before)
         if value is not None and (value.cls or value.maker or value.items or value.copy_of):
             return self.of(value, flow)
@@ -97,11 +107,13 @@ class LayerBook:
     def value_at(self, flow: Flow, path: str, before: int | None = None) -> Value | None:
         """What is known of the module at a path: how the flow made it, or what the class that it is a part of says."""
         events = flow.events if before is None else flow.events[:before]
-        for event in reversed(events):
+        for index in range(len(events) - 1, -1, -1):
+            event = events[index]
             if event.path == path and event.what == "new":
                 return event.get("value")
             if event.path == path and event.what == "wrap":
-                return event.get("value") or (self.value_at(flow, event.get("of"), before) if event.get("of") else None)
+                # What is wrapped was there before; it may have had the same name.
+                return event.get("value") or (self.value_at(flow, event.get("of"), index) if event.get("of") else None)
         head, name = _parted(path)
         if head:
             above = self.value_at(flow, head, before)
@@ -242,6 +254,8 @@ def _made_by(maker: str) -> Layers:
     if parts[0] == "transformers":
         cls = next((each for each in parts[1:] if each[:1].isupper()), "")
         return Layers(None, None) if _HF_WITH_NORMS.match(cls) or not cls else Layers(False, True)
+    if parts[0] == "diffusers":
+        return Layers(False, None)
     if parts[0] == "sentence_transformers":
         return Layers(False, True)
     if parts[0] in {"torchvision", "timm"}:
