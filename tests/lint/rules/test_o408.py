@@ -93,6 +93,17 @@ SILENT = {
 }
 
 
+DROPPED = """
+for epoch in range(3):
+    optimizer.zero_grad()  # <- O408
+    for i, (x, y) in enumerate(loader):
+        (criterion(model(x), y) / 4).backward()
+        if (i + 1) % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
 @pytest.mark.parametrize("name", TRUE)
 def test_found(name, check):
     assert check(TRUE[name], CODE)
@@ -107,3 +118,26 @@ def test_the_fix_moves_the_step_and_is_unsafe(fixed):
     text = LOOP.format(test="if index % accumulation == 0:")
     assert fixed(text, CODE) == text
     assert "if (index + 1) % accumulation == 0:" in fixed(text, CODE, unsafe=True)
+
+
+def test_a_rest_that_is_cleared_is_information(check):
+    (found,) = check(DROPPED, CODE)
+    assert (found.finding.severity.value, found.fix) == ("info", None)
+    assert found.finding.message == (
+        "micro-batches that are left over, fewer than 4, are cleared here before any step uses them"
+    )
+    assert found.finding.evidence == ("line 7 steps only where (i + 1) % 4 == 0, and nothing steps behind that loop")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DROPPED + "    optimizer.step()\n",
+        DROPPED.replace("== 0:", "== 0 or i + 1 == len(loader):"),
+        DROPPED.replace("    optimizer.zero_grad()  # <- O408\n", ""),
+        DROPPED.replace("enumerate(loader)", "zip(range(8), loader)"),
+        DROPPED.replace("for epoch in range(3):", "if True:"),
+    ],
+)
+def test_a_rest_that_is_used_or_unknown_is_not(text, find):
+    assert find(text, CODE) == []

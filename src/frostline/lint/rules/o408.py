@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.iterations import after, before, loop_of, loops_of, may_clear, within
 from frostline.lint.rule import LintRule, Violation
 
 
 def check(view: FileView) -> Iterator[Violation]:
-    """Optimizer steps under `if index % k == 0`, where index counts from 0 and the backward pass came before."""
+    """Optimizer steps under `if index % k == 0`, where index counts from 0 and the backward pass came before.
+
+    Also, as information, accumulation whose last micro-batches are cleared when the next epoch begins.
+    """
     for flow in view.flows:
         for step in flow.of("step", "scaler_step"):
             yield from _early(view, flow, step)
+            yield from _thrown_away(view, flow, step)
 
 
 def _early(view: FileView, flow: Flow, step: Event) -> Iterator[Violation]:
@@ -51,6 +56,45 @@ def _early(view: FileView, flow: Flow, step: Event) -> Iterator[Violation]:
             safety=Safety.UNSAFE,
             title=f"Step when ({test.left_name} + 1) is a multiple",
         )
+
+
+def _thrown_away(view: FileView, flow: Flow, step: Event) -> Iterator[Violation]:
+    """Micro-batches behind the last full window: an outer loop clears them before any step."""
+    loop = loop_of(step)
+    outer = loops_of(step)[:-1]
+    test = next((c.node for c in step.conditions if c.arm and c.node is not None and _is_window(c.node)), None)
+    if loop is None or not outer or not isinstance(test, ast.Compare) or not isinstance(test.left, ast.BinOp):
+        return
+    if not isinstance(loop.node, ast.For) or "enumerate" not in view.text(loop.node.iter):
+        return  # a number of steps may be chosen to divide
+    clears = [e for e in before(flow, step, "zero_grad") if loops_of(e) == outer and may_clear(flow, e, step)]
+    passes = [e for e in before(flow, step, "backward") if loop_of(e) == loop]
+    others = [e for e in flow.of("step", "scaler_step") if e is not step and within(e, outer[-1])]
+    if not clears or not passes or others or clears[0].node is None or clears[0].conditions != passes[0].conditions:
+        return
+    if any(step.path in e.get("paths", ()) for e in after(flow, step, "unknown")):
+        return
+    size = view.text(test.left.right)
+    yield Violation(
+        clears[0].node,
+        f"micro-batches that are left over, fewer than {size}, are cleared here before any step uses them",
+        evidence=(f"line {step.line} steps only where {view.text(test)}, and nothing steps behind that loop",),
+        remedy="step once more behind the loop over batches, where their number is no multiple",
+        severity=Severity.INFO,
+        inferred=True,
+    )
+
+
+def _is_window(test: ast.expr) -> bool:
+    """``(i + 1) % k == 0``, alone."""
+    return (
+        isinstance(test, ast.Compare)
+        and isinstance(test.ops[0], ast.Eq)
+        and isinstance(test.left, ast.BinOp)
+        and isinstance(test.left.op, ast.Mod)
+        and isinstance(test.left.left, ast.BinOp)
+        and isinstance(test.left.left.op, ast.Add)
+    )
 
 
 class _Modulo:
@@ -105,19 +149,22 @@ def _counts_from_zero(view: FileView, name: str, step: Event) -> bool:
 
 RULE = LintRule(
     code="O408",
-    what="Looks for an optimizer step under `if index % k == 0` in a loop that counts `index` from 0, behind the backward pass of the "
-    "same micro-batch.",
-    why="The first step uses one micro-batch instead of k, every later one is a micro-batch late, and what is left at the end of the "
-    "loop is never stepped, or leaks into the next epoch.",
-    example="for i, (x, y) in enumerate(loader):\n    loss = criterion(model(x), y) / k\n    loss.backward()\n    if i % k == 0:\n"
+    what="Looks for an optimizer step under `if index % k == 0` in a loop that counts `index` from 0, behind the "
+    "backward pass of the same micro-batch; and, as information, for `(index + 1) % k == 0` with no step behind the "
+    "loop where each epoch begins with `zero_grad()`.",
+    why="The first step uses one micro-batch instead of k, every later one is a micro-batch late, and what is left "
+    "at the end of the loop is never stepped, or leaks into the next epoch.",
+    example="for i, (x, y) in enumerate(loader):\n    loss = criterion(model(x), y) / k\n    loss.backward()\n"
+    "    if i % k == 0:\n"
     "        optimizer.step()\n        optimizer.zero_grad()",
     instead="for i, (x, y) in enumerate(loader):\n    loss = criterion(model(x), y) / k\n    loss.backward()\n"
     "    if (i + 1) % k == 0 or i + 1 == len(loader):\n        optimizer.step()\n        optimizer.zero_grad()",
     remedy="Step where `(i + 1) % k == 0`, and at the end of the loop for the micro-batches that are left over.",
     safety=Safety.UNSAFE,
     how_safe="unsafe: steps move by one micro-batch, and what else stands in the block moves with them",
-    false_alarms="A loop whose first micro-batch is meant to step alone. Blocks that only log or clear gradients are let be, and a step "
-    "that stands before the backward pass of its own micro-batch.",
+    false_alarms="A loop whose first micro-batch is meant to step alone, and a loader whose length is a multiple of "
+    "k. Blocks that only log or clear gradients are let be, and a step that stands before the backward pass of its "
+    "own micro-batch.",
     source="LLMs-from-scratch#299, pet#36, torchseq#8, transformers PR29561",
     triggers=("%",),
     check=check,
