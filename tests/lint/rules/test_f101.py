@@ -107,6 +107,14 @@ SILENT = {
                 for param in self.parameters():
                     param.requires_grad = False
                 self._requires_grad = False
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder = Encoder()
+            def freeze(self):
+                for param in self.encoder.parameters():
+                    param.requires_grad = False
+                self.encoder._requires_grad = False
         """,
     "read elsewhere in the file": "node.require_grad = True\nif node.require_grad:\n    walk(node)\n",
     "another word": "for p in model.parameters():\n    p.grad_scale = 0.1\n    p.no_weight_decay = True\n",

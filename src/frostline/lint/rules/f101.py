@@ -40,7 +40,8 @@ def check(view: FileView) -> Iterator[Violation]:
         elif write.name in _OTHER_WORDS or is_read(view, write.name) or is_an_option(view, write):
             continue  # what is read, or is a word of another meaning, may be an option of one's own
         elif kind in {"module", "averaged"}:
-            if not is_constructing(view, write) and not (write.is_on_self and write.name.startswith("_")):
+            # With an underscore it is what a module keeps for itself, beside freezing its parameters.
+            if not is_constructing(view, write) and not write.name.startswith("_"):
                 yield _on_module(view, write)
         elif (
             kind in {"", "tensor", "data", "unknown"}
@@ -119,7 +120,8 @@ RULE = LintRule(
     how_safe="safe on parameters, because nothing reads the misspelt name; unsafe on modules, and on what may be a "
     "plain tensor, where the flag would begin to do something",
     false_alarms="An object that is no tensor and has an attribute by such a name on purpose. Names that the file also "
-    "reads, and settings (`args`, `cfg`), are let be; silence others with `# noqa: F101`.",
+    "reads, settings (`args`, `cfg`), and names with an underscore on modules are let be; silence others with "
+    "`# noqa: F101`.",
     source="codertimo/BERT-pytorch#104, Time-Series-Library#743, TorchFix TOR002",
     triggers=_MARKS,
     check=check,
