@@ -68,7 +68,7 @@ RULE = Rule(
     "buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}\nfor _ in range(inner_steps):\n"
     "    loss = criterion(functional_call(model, {**adapted, **buffers}, (x,)), y)\n"
     "    adapted = update(adapted, loss)",
-    remedy="Give the call a copy of the buffers, one for each task; or let `frostline.meta.adapt` do it, with a "
+    remedy="Give the call a copy of the buffers, one for each task; or let a learner of `frostline.meta` do it, with a "
     "policy.",
     safety=Safety.UNSAFE,
     how_safe="unsafe: the running statistics then stay what they were, and eval mode gives other outputs",
