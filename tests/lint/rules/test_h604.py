@@ -57,19 +57,20 @@ TRUE = {
             optimizer.step  # <- H604
         scheduler.step  # <- H604
         """,
-    "eval, not called": "model.eval  # <- H604\n",
+    "zero_grad, not called": "model.zero_grad  # <- H604\n",
     "backward, not called": "loss = criterion(model(x), y)\nloss.backward  # <- H604\n",
     "a method of one's own, not called": """
         from torch import nn
         class Net(nn.Module):
-            def train(self, mode=True):
-                return super().train(mode)
+            def zero_grad(self, set_to_none=True):
+                return super().zero_grad(set_to_none)
         net = Net()
-        net.train  # <- H604
+        net.zero_grad  # <- H604
         """,
     "requires_grad_, not called": "model.backbone.requires_grad_  # <- H604\n" + "list(model.backbone.parameters())\n",
 }
 SILENT = {
+    "of the mode, M204 speaks": "model.eval\nmodel.train\n",
     "with": "with torch.no_grad():\n    y = model(x)\n",
     "a decorator": "@torch.no_grad()\ndef test(x):\n    return model(x)\n",
     "what acts when it is called": "torch.set_grad_enabled(False)\ntorch.autograd.set_detect_anomaly(True)\n",
@@ -123,19 +124,19 @@ def test_silent(name, find):
 
 
 def test_what_is_said(find):
-    text = "net = torch.nn.Linear(2, 2)\nnet.name_parameters()\nnet.eval\ntorch.no_grad()\n"
+    text = "net = torch.nn.Linear(2, 2)\nnet.name_parameters()\nnet.zero_grad\ntorch.no_grad()\n"
     misspelt, uncalled, context = (each.finding for each in find(text, CODE))
     assert misspelt.message == "net has no method 'name_parameters'"
     assert misspelt.evidence == "net is taken for a module"
     assert misspelt.remedy == "net.named_parameters"
-    assert uncalled.message == "net.eval is named, not called: nothing happens"
+    assert uncalled.message == "net.zero_grad is named, not called: nothing happens"
     assert context.message == "torch.no_grad without with has no effect: gradients are recorded as before"
     assert {each.severity for each in (misspelt, uncalled, context)} == {Severity.ERROR}
 
 
 def test_a_certain_receiver_has_a_safe_fix(fixed):
-    text = "net = torch.nn.Linear(2, 2)\nfor n, p in net.name_parameters():\n    print(n)\nnet.eval\n"
-    assert fixed(text, CODE) == text.replace("name_p", "named_p").replace("net.eval", "net.eval()")
+    text = "net = torch.nn.Linear(2, 2)\nfor n, p in net.name_parameters():\n    print(n)\nnet.zero_grad\n"
+    assert fixed(text, CODE) == text.replace("name_p", "named_p").replace("net.zero_grad", "net.zero_grad()")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_a_method_that_another_file_gives_the_class(find):
     assert find(text, CODE, files) == []
 
 
-@pytest.mark.parametrize(("lines", "count"), [(["model.eval"], 0), (["model.eval\n", "print(1)"], 1)])
+@pytest.mark.parametrize(("lines", "count"), [(["model.zero_grad"], 0), (["model.zero_grad\n", "print(1)"], 1)])
 def test_the_last_line_of_a_notebook_s_cell_is_shown(lines, count):
     cells = [{"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": lines}]
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}

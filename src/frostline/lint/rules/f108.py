@@ -95,7 +95,7 @@ RULE = LintRule(
     "p.requires_grad = False\noptimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)",
     remedy="Freeze last, or freeze with `frostline.freeze(..., optimizer=...)`, which a later write does not undo.",
     safety=Safety.MANUAL,
-    how_safe="no fix: which of the two lines was meant is not known",
+    how_safe="manual: which of the two lines was meant is not known",
     false_alarms="A class that freezes in its constructor, in a program that means to train all of it: a warning "
     "then. To freeze everything and thaw the head, to thaw under a condition or in a loop over epochs, and to thaw "
     "after training are never reported.",

@@ -86,7 +86,7 @@ RULE = LintRule(
     remedy="Freeze before `backward()` or after `step()`, set `p.grad = None` with it, or freeze with "
     "`frostline.freeze(..., optimizer=...)`.",
     safety=Safety.MANUAL,
-    how_safe="no fix: the last step may be meant to count, and the block is to be moved as a whole",
+    how_safe="manual: the last step may be meant to count, and the block is to be moved as a whole",
     false_alarms="A part that the optimizer does not have, where the optimizer is made elsewhere: a warning there. "
     "Nets that are frozen for the pass of another net, between two backward passes, are never reported.",
     source="sparseml#965",

@@ -174,7 +174,7 @@ RULE = LintRule(
     "scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100, eta_min=1e-3)",
     remedy="Freeze the part with `frostline.freeze` and leave it out of the optimizer.",
     safety=Safety.MANUAL,
-    how_safe="no fix: a group that is to train later may begin at the rate 0",
+    how_safe="manual: a group that is to train later may begin at the rate 0",
     false_alarms="A group that is meant to be woken by the scheduler. Silent where all groups begin at 0 (a "
     "warm-up), where the scheduler multiplies (a 0 stays 0) or has a list of rates, and where a line sets rates by "
     "hand.",

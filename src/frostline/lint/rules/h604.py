@@ -20,7 +20,7 @@ from frostline.lint.values import Value
 # One of these, or the beginning of a method's name, stands in every file that is looked at.
 _WORDS = (
     *("no_grad", "enable_grad", "inference_mode", "autocast", "detect_anomaly", "no_sync"),
-    *(".backward", ".step", ".eval", ".train", ".cuda", ".cpu", ".half"),
+    *(".backward", ".step", ".cuda", ".cpu", ".half"),
 )
 # Contexts that do something between their beginning and their end only. set_grad_enabled() acts when it is called.
 _CONTEXTS = {
@@ -35,7 +35,8 @@ _CONTEXTS = {
 }
 # Methods that do something only when they are called, by the kind of thing that has them.
 _CALLED = {
-    "module": frozenset({"eval", "train", "zero_grad", "cuda", "cpu", "half", "requires_grad_"}),
+    # Of eval and train, M204 speaks.
+    "module": frozenset({"zero_grad", "cuda", "cpu", "half", "requires_grad_"}),
     "optimizer": frozenset({"step", "zero_grad"}),
     "scheduler": frozenset({"step"}),
 }
@@ -210,10 +211,10 @@ RULE = LintRule(
     code="H604",
     what="Looks for contexts that are made and not entered (`torch.no_grad()`, `inference_mode()`, `autocast()`, "
     "`model.no_sync()` as statements), for methods that are named and not called (`optimizer.zero_grad`, "
-    "`model.eval`, `loss.backward`), and for methods of modules and optimizers whose names are a letter or so wrong "
+    "`loss.backward`), and for methods of modules and optimizers whose names are a letter or so wrong "
     "(`model.name_parameters()`, `optimizer.zero_grads()`).",
-    why="The first two do nothing and say nothing: gradients are recorded all the same, the old ones are not cleared, "
-    "dropout stays on. A misspelt method fails, often only after an epoch, when the line is reached.",
+    why="The first two do nothing and say nothing: gradients are recorded all the same, the old ones are not "
+    "cleared. A misspelt method fails, often only after an epoch, when the line is reached.",
     example="model.eval()\ntorch.no_grad()\nfor x in loader:\n    print(model(x))",
     instead="model.eval()\nwith torch.no_grad():\n    for x in loader:\n        print(model(x))",
     remedy="Write `with torch.no_grad():`, call the method, or spell it as torch does.",

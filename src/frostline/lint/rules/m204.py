@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.file_view import FileView
 from frostline.lint.rule import LintRule, Violation
+from frostline.lint.thrown_away import thrown_away
 from frostline.lint.torch_names import hinted
 from frostline.lint.values import EACH, Value
 
@@ -21,7 +22,7 @@ _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module", "Da
 
 def check(view: FileView) -> Iterator[Violation]:
     """Statements that name `eval` or `train` without calling it, and `training` flags of modules that have children."""
-    for statement in view.nodes(ast.Expr):
+    for statement in thrown_away(view):
         if isinstance(statement.value, ast.Attribute) and statement.value.attr in _MODES:
             yield from _not_called(view, statement.value)
     for statement in view.nodes(ast.Assign):
