@@ -171,7 +171,16 @@ class Effects:
             frame.emit("forward", self._path(function, callee, frame), node, args=args)
             return Value("tensor")
         if isinstance(function, ast.Attribute):
-            return self._method(function, receiver, node, args, named, unused, frame)
+            before = len(frame.events)
+            result = self._method(function, receiver, node, args, named, unused, frame)
+            if (
+                function.attr in SAME_MODULE
+                and receiver is not None
+                and receiver.kind == "module"
+                and not receiver.path
+            ):
+                frame.pass_on(function.value, node, before)
+            return result
         self._unknown(
             ast.unparse(function)[:60] if not isinstance(function, ast.Name) else function.id, node, args, named, frame
         )

@@ -68,6 +68,19 @@ class Frame:
             # The events of a frame are not shared before the walk is over.
             object.__setattr__(event, "path", path)
 
+    def pass_on(self, inner: ast.AST, outer: ast.AST, since: int) -> None:
+        """A call gives back what it was called on: what that gets its name from is the call now.
+
+        Args:
+            inner: what the call is called on.
+            outer: the call.
+            since: how many events there were before it.
+        """
+        done = [event for event in self.events[since:] if not event.path and event.what in {"mode", "flag", "move"}]
+        found = [*self.fresh.pop(id(inner), ()), *done]
+        if found:
+            self.fresh[id(outer)] = found
+
     def subjects(self, value: Value | None, path: str) -> Iterator[tuple[str, Value | None]]:
         """Whom something is done to: more than one where a loop goes over a literal list of them."""
         if value is not None and value.path.endswith(EACH) and value.items:
