@@ -29,11 +29,15 @@ _KEEPS_MODE = re.compile(
 _KEEPS_STATISTICS = re.compile(
     r"FrozenBatchNorm|frozen_batch_norm|\.momentum\s*=\s*0(\.0*)?\b|track_running_stats\s*=\s*False|BackboneFinetuning"
 )
+# What is frozen gets layers that train: it is to be in train mode.
+_ADAPTS = re.compile(r"get_peft_model|LoraConfig|add_adapter|inject_adapter|lora_layer|mark_only_lora", re.I)
 # Copies that follow a model by an average of its weights: their statistics are meant to move.
 _FOLLOWERS = re.compile(
     r"(^|[._])(ema|momentum|target|shadow|averaged|swa)([._\d]|$)|(encoder|net|model)_(k|m|ema)$", re.I
 )
-_TRAINED_ON_PURPOSE = re.compile(r"norm|bn|bias|lora|adapter|prompt|isinstance|requires_grad|\.ndim|shape", re.I)
+_TRAINED_ON_PURPOSE = re.compile(
+    r"norm|bn|['\"]\.?bias|lora|adapter|prompt|isinstance|requires_grad|\.ndim|shape", re.I
+)
 _TRAINER = re.compile(r"^transformers\.\w*Trainer$")
 _NOT_TRAINING = re.compile(r"valid|test|predict|eval|export|infer|sample|generate", re.I)
 _FITS = re.compile(r"(^|[._])(train\w*|fit\w*|finetune\w*)$")
@@ -70,7 +74,7 @@ def frozen_in_train_mode(view: FileView) -> Iterator[FrozenInTrainMode]:
     Nothing is said of copies that follow another model, of parts that are frozen and thawed in turn, nor where anything
     that nobody here knows may look after the mode.
     """
-    if _KEEPS_STATISTICS.search(view.source.text):
+    if _KEEPS_STATISTICS.search(view.source.text) or _ADAPTS.search(view.source.text):
         return
     flows = [flow for flow in view.flows if any(_freezes(event) for event in flow.events)]
     if not flows or _somebody_keeps_mode(view):
@@ -290,11 +294,14 @@ class _InFlow:
             if event.what == "new" and reaches(self._aliases, path, part):
                 if names_a_result(self._flow, index):
                     continue
-                # Made anew: in train mode, and nothing of it is frozen.
-                if flag is not None and path == part:
+                # Made anew: in train mode, and nothing of it is frozen, but for what is done in the same breath.
+                own = {id(node) for node in ast.walk(event.node)} if event.node is not None else set[int]()
+                if flag is not None and path == part and id(flag.node) not in own:
                     flag = None
                 if path == part or train is None:
                     is_train, train = self._is_made_in_train_mode(event), None
+                    if evaluated is not None and id(evaluated.node) in own:
+                        is_train = False
             elif path == part and _freezes(event):
                 flag = event
             elif event.what == "hold" and related(part, path):

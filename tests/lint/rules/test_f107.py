@@ -168,6 +168,69 @@ TRUE = {
             criterion(head(features), y).backward()
             optimizer.step()
         """,
+    "all but the head": """
+        import torchvision
+        model = torchvision.models.resnet50(weights="DEFAULT")
+        for name, p in model.named_parameters():
+            if not name.startswith("fc"):
+                p.requires_grad = False  # <- F107
+        model.train()
+        for x, y in loader:
+            criterion(model(x), y).backward()
+            optimizer.step()
+        """,
+    "a list of parts": """
+        import torchvision
+        model = torchvision.models.resnet50(weights="DEFAULT")
+        for part in [model.conv1, model.bn1, model.layer1]:
+            for p in part.parameters():
+                p.requires_grad = False  # <- F107
+        model.train()
+        for x, y in loader:
+            criterion(model(x), y).backward()
+            optimizer.step()
+        """,
+    "wrapped": """
+        import torchvision
+        from torch.nn.parallel import DistributedDataParallel
+        net = torchvision.models.resnet50(weights="DEFAULT")
+        net.layer1.requires_grad_(False)  # <- F107
+        ddp = DistributedDataParallel(net)
+        ddp.train()
+        for x, y in loader:
+            criterion(ddp(x), y).backward()
+            optimizer.step()
+        """,
+    "a method that freezes": """
+        from torch import nn
+        class Net(nn.Module):
+            def __init__(self, backbone):
+                super().__init__()
+                self.features = backbone
+                self.head = nn.Linear(8, 2)
+            def freeze_backbone(self):
+                for p in self.features.parameters():
+                    p.requires_grad = False  # <- F107
+        def epoch(net, loader, optimizer):
+            net.train()
+            for x, y in loader:
+                net(x, y).backward()
+                optimizer.step()
+        def main(backbone, loader, optimizer):
+            model = Net(backbone).cuda()
+            model.freeze_backbone()
+            epoch(model, loader, optimizer)
+        """,
+    "in one breath": """
+        import lightning as L
+        from torchvision.models import resnet50
+        class Classifier(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.backbone = resnet50(weights="DEFAULT").requires_grad_(False)  # <- F107
+            def training_step(self, batch, batch_idx):
+                return self.backbone(batch).mean()
+        """,
     "own net": """
         from torch import nn
         class Net(nn.Module):
@@ -374,6 +437,39 @@ SILENT = {
         model.train()
         for x in loader:
             model(x).backward()
+        """,
+    "all but the norms, on purpose": """
+        def train(model, loader, optimizer):
+            for name, p in model.named_parameters():
+                if "bn" not in name:
+                    p.requires_grad = False
+            model.train()
+            for x in loader:
+                model(x).backward()
+                optimizer.step()
+        """,
+    "in eval mode while it is held": """
+        import frostline
+        import torchvision
+        net = torchvision.models.resnet18()
+        net.requires_grad_(False)
+        hold = frostline.freeze(net, "*")
+        net.train()
+        net(x)
+        """,
+    "in eval mode in one breath": """
+        import lightning as L
+        from torchvision.models import resnet50
+        class Classifier(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.backbone = resnet50(weights="DEFAULT").eval().requires_grad_(False)
+                net = resnet50()
+                self.other = net.cuda().eval()
+                for p in self.other.parameters():
+                    p.requires_grad = False
+            def training_step(self, batch, batch_idx):
+                return self.backbone(batch).mean() + self.other(batch).mean()
         """,
     "some of it": """
         def train(model, loader, optimizer):

@@ -133,6 +133,17 @@ SILENT = {
             criterion(encoder(x), y).backward()
             optimizer.step()
         """,
+    "adapters train inside": """
+        from peft import LoraConfig, get_peft_model
+        from transformers import BertModel
+        encoder = BertModel.from_pretrained("bert-base-uncased")
+        encoder.requires_grad_(False)
+        encoder = get_peft_model(encoder, LoraConfig())
+        encoder.train()
+        for x, y in loader:
+            criterion(encoder(x), y).backward()
+            optimizer.step()
+        """,
     "an unknown encoder": """
         def fit(encoder, loader, optimizer):
             encoder.requires_grad_(False)

@@ -92,6 +92,13 @@ SILENT = {
         from torch import nn
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
         """,
+    "in eval mode as well": """
+        from torch import nn
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.eval()
+                m.track_running_stats = False
+        """,
     "compared": """
         if m.track_running_stats == False:
             print(m)

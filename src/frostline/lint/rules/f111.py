@@ -179,6 +179,6 @@ RULE = LintRule(
     "warm-up), where the scheduler multiplies (a 0 stays 0) or has a list of rates, and where a line sets rates by "
     "hand.",
     source="advice in Lightning#20340",
-    triggers=("lr",),
+    triggers=('"lr"', "'lr'"),
     check=check,
 )

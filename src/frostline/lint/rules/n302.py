@@ -50,6 +50,8 @@ def _set(view: FileView, node: ast.Assign, target: ast.Attribute) -> Iterator[Vi
         return  # a layer's own constructor
     if owner is not None and owner.kind == "object":
         return  # a configuration
+    if re.search(rf"\b{re.escape(view.text(target.value))}\.(eval\(\)|train\(False\))", _around(view, node)):
+        return  # in eval mode, where it has no effect
     edits = ()
     if len(node.targets) == 1 and has_own_line(view, node) and not _REMOVES.search(_around(view, node)):
         edits = (view.replaced(node, f"{view.text(target.value)}.eval()"),)
