@@ -86,6 +86,12 @@ SILENT = {
                 best_state = model.state_dict()
                 torch.save(best_state, "best.pt")
         """,
+    "written to a file in each pass": """
+        for epoch in range(9):
+            best = {"model": model.state_dict()}
+            torch.save(best, path)
+        assert best
+        """,
     "a checkpoint of each epoch": """
         for epoch in range(9):
             state = {"model": model.state_dict(), "epoch": epoch}

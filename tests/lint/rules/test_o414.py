@@ -84,6 +84,19 @@ SILENT = {
             loss = criterion(x, y)
             return out, loss
         """,
+    "a loss that calls the model": """
+        def loss_fn(x, y):
+            return (model(x) - y).square().mean()
+        for x, y in loader:
+            first = model(x)
+            loss_fn(x, y).backward()
+        """,
+    "a method that may": """
+        class Net(Base):
+            def training_step(self, x, y):
+                features = self.backbone(x)
+                return self.loss(x, y)
+        """,
     "another input": """
         for x, y in loader:
             warm = model(x)

@@ -90,6 +90,16 @@ SILENT = {
     "no scheduler": SCRIPT.replace("    scheduler.step()\n", "").replace(
         "scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)\n", ""
     ),
+    "set back for each fold": """
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+        begun = optimizer.state_dict()
+        train(model)
+        optimizer.load_state_dict(begun)
+        for epoch in range(9):
+            optimizer.step()
+            scheduler.step()
+        """,
     "the model only": SCRIPT.replace(LOAD, ""),
     "a function may load it": SCRIPT.replace(LOAD, LOAD + "restore(scheduler, checkpoint)\n"),
     "loaded by another method": """

@@ -141,8 +141,8 @@ def _moves_along(view: FileView, kept: _Kept) -> bool:
         return False
     if loop is None:
         # A method that a training loop somewhere else calls: early stopping.
-        return compares and kept.target.startswith("self.") and _is_used(view, kept, function, None)
-    return not _is_made_in(loop, view, kept) and not _leaves(view, kept, loop) and _is_used(view, kept, function, loop)
+        return compares and kept.target.startswith("self.") and _is_used(view, kept, function)
+    return not _is_made_in(loop, view, kept) and not _leaves(view, kept, loop) and _is_used(view, kept, function)
 
 
 def _is_in_body(test: ast.If, kept: _Kept) -> bool:
@@ -193,13 +193,14 @@ def _leaves(view: FileView, kept: _Kept, loop: ast.AST | None) -> bool:
     return False
 
 
-def _is_used(view: FileView, kept: _Kept, function: ast.AST | None, loop: ast.AST | None) -> bool:
+def _is_used(view: FileView, kept: _Kept, function: ast.AST | None) -> bool:
     """Whether what is kept is read outside of the branch that keeps it: there it may be written to a file at once."""
     target = kept.target
     name = target.partition("[")[0]
     last = name.rpartition(".")[2]
     around: ast.AST = view.tree if function is None or "." in name else function
-    own = next((each for each in view.parents(kept.node) if isinstance(each, ast.If) and each is not loop), None)
+    own = next((each for each in view.parents(kept.node) if isinstance(each, (ast.If, *_LOOP))), None)
+    # In the same branch or pass it is that of the moment still.
     here = {id(node) for node in ast.walk(own)} if own is not None else set[int]()
     reads = [
         node
@@ -224,6 +225,8 @@ def _is_stored_to(view: FileView, node: ast.expr) -> bool:
 def _is_test(view: FileView, node: ast.expr) -> bool:
     """``best_state is None``: this asks only whether there is one."""
     above = view.parent(node)
+    if isinstance(above, ast.Assert):
+        return True
     return isinstance(above, ast.Compare) and isinstance(above.ops[0], (ast.Is, ast.IsNot))
 
 

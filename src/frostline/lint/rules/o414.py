@@ -42,7 +42,12 @@ def check(view: FileView) -> Iterator[Violation]:
             continue
         body = _body(view, statement)
         loss = next((each for each in _losses(body) if _follows(each, statement)), None)
-        if loss is None or not _takes(loss, forward.given) or _rebinds(body, forward.given, statement, loss):
+        if (
+            loss is None
+            or _may_call_the_model(view, loss.func)
+            or not _takes(loss, forward.given)
+            or _rebinds(body, forward.given, statement, loss)
+        ):
             continue
         if forward.output and _is_used(body, forward.output):
             continue
@@ -75,6 +80,17 @@ def _is_loss(function: ast.expr) -> bool:
         function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
     )
     return bool(_LOSS.search(name))
+
+
+def _may_call_the_model(view: FileView, function: ast.expr) -> bool:
+    """Whether a loss is a function of the files, or a method called just ``loss``, which may be meant for the input."""
+    value = view.value(function)
+    if value is not None and value.kind in {"function", "class"}:
+        return True
+    name = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
+    return name in {"loss", "losses"} and (value is None or value.kind != "module")
 
 
 def _body(view: FileView, statement: ast.stmt) -> ast.AST:

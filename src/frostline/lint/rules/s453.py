@@ -20,13 +20,19 @@ _BY_HAND = re.compile(r"sched\w*(\[[^\]]*\]|\(\))?\.(load_state_dict|__dict__|la
 def check(view: FileView) -> Iterator[Violation]:
     """Loads of an optimizer's state in code that goes on with a scheduler (a scaler) to which nothing is loaded."""
     for flow in view.flows:
-        loads = [e for e in flow.of("load") if _kind(e) == "optimizer" and e.node is not None and not e.origin]
+        loads = [e for e in flow.of("load") if _kind(e) == "optimizer" and e.node is not None and _resumes(e)]
         if not loads or not flow.is_complete:
             continue
         whole = _class_flows(view, flow)
         for load in loads:
             yield from _scheduler(view, flow, whole, load)
             yield from _scaler(view, whole, load)
+
+
+def _resumes(load: Event) -> bool:
+    """Whether a state is loaded that an earlier run has left: once, and none that was taken in this one."""
+    source = load.get("source")
+    return not load.origin and not loops_of(load) and not (source is not None and source.kind == "state_dict")
 
 
 def _class_flows(view: FileView, flow: Flow) -> list[Flow]:
