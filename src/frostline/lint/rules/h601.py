@@ -203,6 +203,6 @@ RULE = LintRule(
     "a list is taken for that, and what is put into eval mode or frozen where it is made; losses and activations "
     "without parameters are let be.",
     source="pytorch#59925, pytorch#38639, torchfix#31",
-    triggers=("self.",),
+    triggers=("nn.", "torch.nn", "Module"),
     check=check,
 )
