@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from frostline.lint.events import Event, Flow
+from frostline.lint.frozen_parts import shown
 from frostline.lint.phases import Phases, data_loop, is_in
 from frostline.lint.values import PARAMETERS, Value, is_below, owner_of, related
 from frostline.lint.wrapping import is_elsewhere
@@ -41,7 +42,12 @@ class Owner:
     @property
     def name(self) -> str:
         """What the optimizer is called."""
-        return self.event.path if self.event.path not in {"", "<return>"} else "the optimizer"
+        return shown(self.event.path) if self.event.path not in {"", "<return>"} else "the optimizer"
+
+    @property
+    def given(self) -> str:
+        """What it was given, as a list of paths for people."""
+        return ", ".join(dict.fromkeys(shown(source.path) for source in self.sources))
 
     def has_all(self, path: str) -> bool:
         """Whether it surely has all parameters at a path."""
@@ -76,8 +82,9 @@ def root_of(path: str) -> str:
         >>> root_of("model.trunk.0"), root_of("self.net.trunk"), root_of("layers[0]")
         ('model', 'self.net', 'layers')
     """
-    parts = path.partition("[")[0].split(".")
-    return ".".join(parts[:2]) if parts[0] in {"self", "cls"} else parts[0]
+    function, mark, inner = path.rpartition("():")
+    parts = inner.partition("[")[0].split(".")
+    return f"{function}{mark}" + (".".join(parts[:2]) if parts[0] in {"self", "cls"} else parts[0])
 
 
 def _surely_has(source: Value, path: str) -> bool:

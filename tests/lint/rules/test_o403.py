@@ -70,7 +70,8 @@ SILENT = {
     "thawed later": START
     + FREEZE
     + ALL
-    + "\nfor epoch in range(3):\n    if epoch == 1:\n        model.layer1.requires_grad_(True)\n    train(model, optimizer)\n",
+    + "\nfor epoch in range(3):\n    if epoch == 1:\n        model.layer1.requires_grad_(True)\n"
+    + "    train(model, optimizer)\n",
     "all of it": START + "model.requires_grad_(False)\n" + ALL + LOOP,
     "a function that thaws": "def unfreeze(m):\n    for p in m.parameters():\n        p.requires_grad = True\n"
     + START
@@ -80,7 +81,8 @@ SILENT = {
     "zeros are another rule's": START
     + FREEZE
     + ALL
-    + "\nfor x, y in loader:\n    optimizer.zero_grad(set_to_none=False)\n    model(x).sum().backward()\n    optimizer.step()\n",
+    + "\nfor x, y in loader:\n    optimizer.zero_grad(set_to_none=False)\n"
+    + "    model(x).sum().backward()\n    optimizer.step()\n",
     "other branch": START + "if args.probe:\n    model.layer1.requires_grad_(False)\nelse:\n    " + ALL + "\n",
     "turns": """
         opt_d = torch.optim.Adam(critic.parameters())

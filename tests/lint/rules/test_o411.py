@@ -87,7 +87,8 @@ SILENT = {
     + "optimizer = torch.optim.SGD([{'params': model.body.parameters()}, {'params': model.head.parameters()}])\n"
     + CLIP,
     "the other optimizer is made elsewhere": UNKNOWN
-    + "def train(model, body_optimizer, x):\n    optimizer = torch.optim.SGD(model.head.parameters())\n    model(x).sum().backward()\n"
+    + "def train(model, body_optimizer, x):\n    optimizer = torch.optim.SGD(model.head.parameters())\n"
+    + "    model(x).sum().backward()\n"
     + "    clip_grad_norm_(model.parameters(), 1.0)\n    body_optimizer.step()\n    optimizer.step()\n",
     "weight decay groups": NET
     + "decay = [p for n, p in model.named_parameters() if 'bias' not in n]\n"

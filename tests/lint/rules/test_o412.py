@@ -176,7 +176,10 @@ def test_what_is_said(name, severity, message, find):
 def test_the_class_and_the_groups_may_be_in_other_files(check):
     files = {
         "nets.py": NET.rpartition("model = ")[0],
-        "groups.py": "def groups(net):\n    return [{'params': net.layer1.parameters()}, {'params': net.fc.parameters()}]\n",
+        "groups.py": """
+def groups(net):
+    return [{"params": net.layer1.parameters()}, {"params": net.fc.parameters()}]
+""",
     }
     text = """
         import torch

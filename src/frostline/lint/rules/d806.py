@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from frostline.findings import Safety, Severity
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.ownership import Owner, Ownership
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.values import is_below, related
@@ -44,11 +45,11 @@ def _too_early(view: FileView, flow: Flow, owned: Ownership, wrap: Event) -> Ite
             else "it holds the parameters from before"
         ),
         evidence=(
-            f"made from {', '.join(dict.fromkeys(s.path for s in owner.sources))}; line {wrap.line} wraps {model}",
+            f"made from {owner.given}; line {wrap.line} wraps {shown(model)}",
             *((f"it stands at {wrap.origin}",) if wrap.origin else ()),
             *(("no prepare() is given the optimizer",) if is_prepare else ()),
         ),
-        remedy=f"accelerator.prepare({model}, {owner.name}), both in one call"
+        remedy=f"accelerator.prepare({shown(model)}, {owner.name}), both in one call"
         if is_prepare
         else f"make {owner.name} behind line {wrap.line}",
         severity=Severity.WARNING if is_prepare or keeps or flow.has_callers else Severity.ERROR,
@@ -85,11 +86,11 @@ def _keeps_parameters(wrap: Event) -> bool:
 
 RULE = LintRule(
     code="D806",
-    what="Looks for optimizers that are made from a model before `fully_shard` or `FullyShardedDataParallel` shards it, or before "
-    "`accelerator.prepare` is given the model without the optimizer.",
-    why="Sharding puts new parameters in the place of the old ones. An optimizer that was made before steps the old ones: the loss does "
-    "not fall, no error is raised, and the memory of the unsharded parameters is never freed. `accelerator.prepare` exchanges them in "
-    "an optimizer that it is given together with the model.",
+    what="Looks for optimizers that are made from a model before `fully_shard` or `FullyShardedDataParallel` "
+    "shards it, or before `accelerator.prepare` is given the model without the optimizer.",
+    why="Sharding puts new parameters in the place of the old ones. An optimizer that was made before steps the "
+    "old ones: the loss does not fall, no error is raised, and the memory of the unsharded parameters is never "
+    "freed. `accelerator.prepare` exchanges them in an optimizer that it is given together with the model.",
     example="optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)\n"
     "model = torch.distributed.fsdp.FullyShardedDataParallel(model)\ntrain(model, optimizer)",
     instead="model = torch.distributed.fsdp.FullyShardedDataParallel(model)\n"
@@ -97,8 +98,9 @@ RULE = LintRule(
     remedy="Shard first and make the optimizer then; with accelerate, give both to one `prepare`.",
     safety=Safety.MANUAL,
     how_safe="manual: the optimizer, its scheduler and what is loaded into them have to move together",
-    false_alarms="`accelerator.prepare` of the model alone is harmless on one device and under data parallelism, and is told as a "
-    "warning. `DistributedDataParallel`, `.cuda()` and `.to(device)` keep the parameters, and are let be.",
+    false_alarms="`accelerator.prepare` of the model alone is harmless on one device and under data parallelism, "
+    "and is told as a warning. `DistributedDataParallel`, `.cuda()` and `.to(device)` keep the parameters, and "
+    "are let be.",
     source="accelerate#2665, accelerate#3256, DeepSpeed#6770",
     triggers=("fully_shard", "FullyShardedDataParallel", "fsdp", "FSDP", ".prepare("),
     check=check,

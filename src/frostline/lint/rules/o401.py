@@ -9,6 +9,7 @@ from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.ownership import Owner, Ownership, root_of
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.statements import ends_its_line
@@ -42,7 +43,7 @@ def _left_out(view: FileView, flow: Flow, owned: Ownership, thaw: Event) -> Iter
         return
     freeze, why = reason
     optimizer = owner.name
-    part = owner_of(thaw.path)
+    part = shown(owner_of(thaw.path))
     exact = thaw.whole and not any(related(s.path, path) and not s.filtered for o in before for s in o.sources)
     sure = owned.trains_after(thaw, owner) is True and not flow.has_callers
     yield Violation(
@@ -67,11 +68,10 @@ def _is_of(owner: Owner, path: str) -> bool:
 
 
 def _why_without(owned: Ownership, owner: Owner, path: str) -> tuple[Event, str] | None:
-    """The freezing, and the reason, for which an optimizer did not get what a path names; ``None`` where it may have it."""
+    """The freezing, and the reason, for which an optimizer did not get a path; ``None`` where it may have it."""
     if not owner.may_have(path):
         freeze = owned.is_frozen(path, len(owned.flow.events)) or _frozen_before(owned, path)
-        given = ", ".join(dict.fromkeys(source.path for source in owner.sources))
-        return (freeze, f"over {given} alone") if freeze is not None else None
+        return (freeze, f"over {owner.given} alone") if freeze is not None else None
     if owner.required_only(path):
         freeze = owned.is_frozen(path, owner.index)
         if freeze is None:
@@ -81,8 +81,7 @@ def _why_without(owned: Ownership, owner: Owner, path: str) -> tuple[Event, str]
     inside = [source for source in owner.sources if is_below(source.path, path)]
     if len(inside) == len(owner.sources) and all(source.path != path for source in inside):
         freeze = owned.is_frozen(path, owner.index) or _frozen_before(owned, path)
-        given = ", ".join(dict.fromkeys(source.path for source in inside))
-        return (freeze, f"over {given} alone") if freeze is not None else None
+        return (freeze, f"over {owner.given} alone") if freeze is not None else None
     return None
 
 
@@ -111,10 +110,12 @@ def _edits(view: FileView, thaw: Event, owner: Owner, part: str) -> tuple[Edit, 
 
 RULE = LintRule(
     code="O401",
-    what="Looks for parameters whose `requires_grad` becomes true behind an optimizer that did not get them: it was made from "
-    "what was trainable while they were frozen, or over another part alone; and no group is added, nor an optimizer made anew.",
-    why="An optimizer keeps the list that it was given. What a filter left out stays out: behind the unfreezing it gets gradients, "
-    "costs time and memory, and never moves. The loss goes on falling, because the head trains.",
+    what="Looks for parameters whose `requires_grad` becomes true behind an optimizer that did not get them: it "
+    "was made from what was trainable while they were frozen, or over another part alone; and no group is added, "
+    "nor an optimizer made anew.",
+    why="An optimizer keeps the list that it was given. What a filter left out stays out: behind the unfreezing "
+    "it gets gradients, costs time and memory, and never moves. The loss goes on falling, because the head "
+    "trains.",
     example="model.backbone.requires_grad_(False)\n"
     "optimizer = torch.optim.AdamW(filter(lambda p: p.requires_grad, model.parameters()), lr=1e-3)\n"
     "for epoch in range(10):\n    if epoch == 3:\n        model.backbone.requires_grad_(True)\n"
@@ -126,14 +127,14 @@ RULE = LintRule(
     '        optimizer.add_param_group({"params": model.backbone.parameters(), "lr": 1e-5})\n'
     "    for x, y in loader:\n        optimizer.zero_grad()\n        criterion(model(x), y).backward()\n"
     "        optimizer.step()",
-    remedy="Add a group where you unfreeze, or give the optimizer all parameters from the start: frozen ones are passed over as "
-    "long as they have no gradient.",
+    remedy="Add a group where you unfreeze, or give the optimizer all parameters from the start: frozen ones are "
+    "passed over as long as they have no gradient.",
     safety=Safety.UNSAFE,
-    how_safe="unsafe: the part begins to train, at the learning rate that the optimizer has by default, and a scheduler that was "
-    "made before does not know the group",
-    false_alarms="Unfreezing to read gradients (an attack, an analysis) while nothing is to move. Where an optimizer steps that was "
-    "made elsewhere, or a function by a name such as `add_params` or `unfreeze` is given the model or the optimizer, the rule "
-    "is silent.",
+    how_safe="unsafe: the part begins to train, at the learning rate that the optimizer has by default, and a "
+    "scheduler that was made before does not know the group",
+    false_alarms="Unfreezing to read gradients (an attack, an analysis) while nothing is to move. Where an "
+    "optimizer steps that was made elsewhere, or a function by a name such as `add_params` or `unfreeze` is "
+    "given the model or the optimizer, the rule is silent.",
     source="LMFlow#726, fastai#2133",
     triggers=("requires_grad", "freez", "froze", "thaw", "trainable"),
     check=check,

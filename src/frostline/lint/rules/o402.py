@@ -9,6 +9,7 @@ from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.model_parts import has_parameters
 from frostline.lint.ownership import Owner, Ownership, root_of
 from frostline.lint.rule import LintRule, Violation
@@ -47,12 +48,12 @@ def _orphaned(view: FileView, flow: Flow, owned: Ownership, new: Event) -> Itera
         return
     if trains is False or (trains is None and not _is_final(view, flow, owner)):
         return
-    how = _how(new, path)
+    how = _how(new, shown(path))
     yield Violation(
         new.node or ast.Pass(),
         f"{how} behind {owner.name}, which was made from the parameters before: the new ones never train",
         evidence=(
-            f"line {owner.event.line} makes {owner.name} from {', '.join(dict.fromkeys(s.path for s in owner.sources))}",
+            f"line {owner.event.line} makes {owner.name} from {owner.given}",
             *((f"it stands at {new.origin}",) if new.origin else ()),
             "no group is added and no optimizer made behind it",
         ),
@@ -106,18 +107,23 @@ def _edits(view: FileView, new: Event, owner: Owner) -> tuple[Edit, ...]:
 
 RULE = LintRule(
     code="O402",
-    what="Looks for modules that are made and put into a model, or embeddings that are resized, behind an optimizer that was "
-    "made from the parameters of the model, where neither a group is added nor an optimizer made behind them.",
-    why="`model.fc = nn.Linear(...)` makes new parameters. The optimizer keeps the old ones, on which it steps without an error; the "
-    "new head stays at its random start while the rest of the model adapts to it.",
-    example="optimizer = torch.optim.SGD(model.parameters(), lr=0.01)\nmodel.fc = nn.Linear(512, 10)\ntrain(model, optimizer)",
-    instead="model.fc = nn.Linear(512, 10)\noptimizer = torch.optim.SGD(model.parameters(), lr=0.01)\ntrain(model, optimizer)",
-    remedy="Make the optimizer after the model has its last form; `frostline.replace_head`, then the optimizer, is this order.",
+    what="Looks for modules that are made and put into a model, or embeddings that are resized, behind an "
+    "optimizer that was made from the parameters of the model, where neither a group is added nor an optimizer "
+    "made behind them.",
+    why="`model.fc = nn.Linear(...)` makes new parameters. The optimizer keeps the old ones, on which it steps "
+    "without an error; the new head stays at its random start while the rest of the model adapts to it.",
+    example="optimizer = torch.optim.SGD(model.parameters(), lr=0.01)\nmodel.fc = nn.Linear(512, 10)\n"
+    "train(model, optimizer)",
+    instead="model.fc = nn.Linear(512, 10)\noptimizer = torch.optim.SGD(model.parameters(), lr=0.01)\n"
+    "train(model, optimizer)",
+    remedy="Make the optimizer after the model has its last form; `frostline.replace_head`, then the optimizer, "
+    "is this order.",
     safety=Safety.UNSAFE,
-    how_safe="unsafe: the part begins to train; the line of the optimizer is moved only where nothing in between names it",
-    false_alarms="A part that is put in on purpose to stay as it is: freeze it, which says so, and the rule is silent. Modules without "
-    "parameters (`nn.Identity`), copies, and models whose optimizer does not step again are let be. A method is reported only if "
-    "no other one of its class makes an optimizer.",
+    how_safe="unsafe: the part begins to train; the line of the optimizer is moved only where nothing in between "
+    "names it",
+    false_alarms="A part that is put in on purpose to stay as it is: freeze it, which says so, and the rule is "
+    "silent. Modules without parameters (`nn.Identity`), copies, and models whose optimizer does not step again "
+    "are let be. A method is reported only if no other one of its class makes an optimizer.",
     source="HVPNeT#5, FairMOT#125, accelerate#2665, accelerate#3256",
     triggers=("optim", "Optim", "SGD", "Adam"),
     check=check,

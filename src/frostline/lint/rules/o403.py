@@ -10,6 +10,7 @@ from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.ownership import Owner, Ownership, is_required_only
 from frostline.lint.phases import data_loop
 from frostline.lint.rule import LintRule, Violation
@@ -84,7 +85,7 @@ def _violation(
 ) -> Iterator[Violation]:
     node = owner.event.node
     assert node is not None
-    part = owner_of(freeze.path)
+    part = shown(owner_of(freeze.path))
     index = flow.events.index(freeze)
     if is_before:
         severity, message = Severity.INFO, f"{owner.name} is given the frozen parameters of {part} as well"
@@ -92,7 +93,9 @@ def _violation(
         severity = Severity.WARNING
         message = f"what {owner.name} is given is filtered before {part} is frozen, and leaves nothing out"
     else:
-        severity = Severity.WARNING if _may_move(flow, owner, index) else Severity.INFO
+        if _has_trained(flow, index) and not _may_move(flow, owner):
+            return  # frozen on the way, and its gradients are None from the next round on: as one does it
+        severity = Severity.WARNING if _has_trained(flow, index) else Severity.INFO
         message = f"{part} is frozen behind {owner.name}, which keeps its parameters"
     if severity is Severity.INFO and any(e for e in flow.of("zero_grad") if e.get("set_to_none") is False):
         return  # gradients of zeros: that is more than a matter of order, and told as such
@@ -102,9 +105,9 @@ def _violation(
         evidence=(
             f"line {freeze.line} freezes {part if freeze.whole else f'a part of {part}'}",
             *((f"it stands at {freeze.origin}",) if freeze.origin else ()),
-            "without a gradient they are passed over; one stray gradient is enough for momentum or weight decay to move them",
+            "without a gradient they are passed over; with a stray one, momentum or weight decay moves them",
         ),
-        remedy=f"[p for p in {source.path}.parameters() if p.requires_grad]"
+        remedy=f"[p for p in {shown(source.path)}.parameters() if p.requires_grad]"
         + ("" if is_before else f", behind the line that freezes {part}"),
         severity=severity,
         edits=_edits(view, owner) if is_before else (),
@@ -121,9 +124,9 @@ def _has_trained(flow: Flow, index: int) -> bool:
     )
 
 
-def _may_move(flow: Flow, owner: Owner, index: int) -> bool:
+def _may_move(flow: Flow, owner: Owner) -> bool:
     """Whether gradients may be left when training is interrupted to freeze, and something moves what has them."""
-    if not _has_trained(flow, index) or flow.of("zero_grad"):
+    if flow.of("zero_grad"):
         return False
     options = owner.event.get("options", {})
     moves = options.get("momentum") or options.get("weight_decay")
@@ -149,20 +152,21 @@ def _edits(view: FileView, owner: Owner) -> tuple[Edit, ...]:
 
 RULE = LintRule(
     code="O403",
-    what="Looks for optimizers that are given all parameters of a model of which a part is frozen before, and for filters on "
-    "`requires_grad` that are applied before the freezing, so that they leave nothing out.",
-    why="It is harmless as long as the gradients are `None`: the step passes them over, and no state is kept. They are walked over at "
-    "every step, though, and one stray gradient is enough for weight decay and momentum to move them.",
+    what="Looks for optimizers that are given all parameters of a model of which a part is frozen before, and "
+    "for filters on `requires_grad` that are applied before the freezing, so that they leave nothing out.",
+    why="It is harmless as long as the gradients are `None`: the step passes them over, and no state is kept. "
+    "They are walked over at every step, though, and one stray gradient is enough for weight decay and momentum "
+    "to move them.",
     example="model.backbone.requires_grad_(False)\noptimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)",
     instead="model.backbone.requires_grad_(False)\n"
     "optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)",
-    remedy="Freeze first, then filter. Keep them in if they are to be unfrozen later: groups, schedulers and checkpoints then keep their "
-    "layout.",
+    remedy="Freeze first, then filter. Keep them in if they are to be unfrozen later: groups, schedulers and "
+    "checkpoints then keep their layout.",
     safety=Safety.UNSAFE,
-    how_safe="unsafe: without them the optimizer's state has another layout, which an old checkpoint does not have, and what is unfrozen "
-    "later has no optimizer",
-    false_alarms="Keeping them in on purpose, to unfreeze them later: where the file has a function that does, the rule is silent. Told "
-    "for information only, but for filters that come too early.",
+    how_safe="unsafe: without them the optimizer's state has another layout, which an old checkpoint does not "
+    "have, and what is unfrozen later has no optimizer",
+    false_alarms="Keeping them in on purpose, to unfreeze them later: where the file has a function that does, "
+    "the rule is silent. Told for information only, but for filters that come too early.",
     source="transformers#21182",
     triggers=("requires_grad", "freez", "froze"),
     check=check,

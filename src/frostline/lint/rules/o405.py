@@ -28,7 +28,7 @@ class _Use:
 
 
 def check(view: FileView) -> Iterator[Violation]:
-    """Names of iterators over parameters that are gone through twice, one of the two times by an optimizer or a clip."""
+    """Names of iterators over parameters that are gone through twice, once of it by an optimizer or a clip."""
     for node in view.nodes(ast.Assign, ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if node.value is None or len(targets) != 1 or not _is_lazy(view, node.value):
@@ -72,7 +72,7 @@ def _used_twice(view: FileView, made: ast.stmt, given: ast.expr, name: str) -> I
 
 
 def _used_twice_by_self(view: FileView, made: ast.stmt, given: ast.expr, name: str) -> Iterator[Violation]:
-    """An attribute that `__init__` gives to the optimizer, and that another method clips, or goes through, once more."""
+    """An attribute that `__init__` gives to the optimizer, and that another method goes through once more."""
     method = next((each for each in view.parents(made) if isinstance(each, _Scope)), None)
     owner = next((each for each in view.parents(made) if isinstance(each, ast.ClassDef)), None)
     if method is None or owner is None or not isinstance(method, ast.FunctionDef) or method.name != "__init__":
@@ -262,10 +262,12 @@ def _in_group(view: FileView, node: ast.expr, group: ast.Dict, above: ast.AST) -
 
 RULE = LintRule(
     code="O405",
-    what="Looks for names that stand for an iterator over parameters (`model.parameters()`, `filter(...)`, a generator) and are gone "
-    "through twice, where an optimizer or `clip_grad_norm_` is one of the two, or once in every round of a loop.",
-    why="An iterator is used up by whoever goes through it first. An optimizer that comes second raises `ValueError: optimizer got an "
-    "empty parameter list`; in a group nothing is said, and the group trains nothing. Clipping that comes second clips nothing.",
+    what="Looks for names that stand for an iterator over parameters (`model.parameters()`, `filter(...)`, a "
+    "generator) and are gone through twice, where an optimizer or `clip_grad_norm_` is one of the two, or once "
+    "in every round of a loop.",
+    why="An iterator is used up by whoever goes through it first. An optimizer that comes second raises "
+    "`ValueError: optimizer got an empty parameter list`; in a group nothing is said, and the group trains "
+    "nothing. Clipping that comes second clips nothing.",
     example="params = filter(lambda p: p.requires_grad, model.parameters())\nprint(sum(p.numel() for p in params))\n"
     "optimizer = torch.optim.SGD(params, lr=0.1)",
     instead="params = [p for p in model.parameters() if p.requires_grad]\nprint(sum(p.numel() for p in params))\n"
@@ -273,7 +275,8 @@ RULE = LintRule(
     remedy="Make a list of it.",
     safety=Safety.SAFE,
     how_safe="safe: a list has the same parameters in the same order, and can be gone through as often as one likes",
-    false_alarms="None known. What is handed to functions that nobody here knows, or to another iterator, is not followed.",
+    false_alarms="None known. What is handed to functions that nobody here knows, or to another iterator, is not "
+    "followed.",
     source="none found",
     triggers=("optim", "Optim", "SGD", "Adam", "clip_grad_"),
     check=check,

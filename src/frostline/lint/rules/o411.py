@@ -10,6 +10,7 @@ from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.layers import LayerBook
 from frostline.lint.model_parts import parts_of
 from frostline.lint.ownership import Owner, Ownership, is_required_only
@@ -54,17 +55,17 @@ def _counts_more(view: FileView, flow: Flow, owned: Ownership, clip: Event, book
     left = [p for p in parts if not any(related(f"{model}.{p}", path) for path in trained)] if parts is not None else []
     if (parts is not None and not left) or (parts is None and len(trained) != 1):
         return
-    rest = ", ".join(f"{model}.{part}" for part in left) or f"the rest of {model}"
+    rest = ", ".join(f"{shown(model)}.{part}" for part in left) or f"the rest of {shown(model)}"
     owner = mine[-1]
     yield Violation(
         clip.node,
         f"clipping counts the gradients of {rest}, which no optimizer has",
         evidence=(
-            f"line {owner.event.line} makes {owner.name} from {', '.join(trained)}",
+            f"line {owner.event.line} makes {owner.name} from {owner.given}",
             *((f"it stands at {clip.origin}",) if clip.origin else ()),
             f"{owner.name}.zero_grad() does not clear them: they pile up, and clipping gets harder from step to step",
         ),
-        remedy=f"clip {trained[0]}.parameters()"
+        remedy=f"clip {shown(trained[0])}.parameters()"
         if len(trained) == 1
         else f'clip [p for g in {owner.name}.param_groups for p in g["params"]]',
         severity=Severity.WARNING,
@@ -85,7 +86,7 @@ def _only_measures(clip: Event) -> bool:
 
 
 def _is_frozen_somewhere(flow: Flow, owned: Ownership, model: str) -> bool:
-    """Whether a part of a model is frozen in the flow, or may be by what nobody here knows, or runs without gradients."""
+    """Whether a part of a model is frozen in the flow, or may be by something unknown, or runs without gradients."""
     for event in flow.events:
         path = owned.path(event.path)
         if event.what in {"flag", "hold"} and event.get("value") is not True and related(path, model):
@@ -115,21 +116,24 @@ def _edits(
 
 RULE = LintRule(
     code="O411",
-    what="Looks for `clip_grad_norm_` and `clip_grad_value_` over all parameters of a model of which the optimizers have only a part, "
-    "where nothing freezes the rest.",
-    why="The norm is that of all gradients that are given. What no optimizer has is not cleared by `optimizer.zero_grad()` either: its "
-    "gradients pile up, their norm takes over, and the gradients that are used are scaled down more and more. Training slows to a "
-    "halt, and the log shows a growing norm.",
-    example="optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)\nfor x, y in loader:\n    optimizer.zero_grad()\n"
-    "    criterion(model(x), y).backward()\n    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n    optimizer.step()",
-    instead="optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)\nfor x, y in loader:\n    optimizer.zero_grad()\n"
-    "    criterion(model(x), y).backward()\n    torch.nn.utils.clip_grad_norm_(model.head.parameters(), 1.0)\n    optimizer.step()",
+    what="Looks for `clip_grad_norm_` and `clip_grad_value_` over all parameters of a model of which the "
+    "optimizers have only a part, where nothing freezes the rest.",
+    why="The norm is that of all gradients that are given. What no optimizer has is not cleared by "
+    "`optimizer.zero_grad()` either: its gradients pile up, their norm takes over, and the gradients that are "
+    "used are scaled down more and more. Training slows to a halt, and the log shows a growing norm.",
+    example="optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)\nfor x, y in loader:\n"
+    "    optimizer.zero_grad()\n    criterion(model(x), y).backward()\n"
+    "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n    optimizer.step()",
+    instead="optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)\nfor x, y in loader:\n"
+    "    optimizer.zero_grad()\n    criterion(model(x), y).backward()\n"
+    "    torch.nn.utils.clip_grad_norm_(model.head.parameters(), 1.0)\n    optimizer.step()",
     remedy="Clip what the optimizer has, and freeze what it does not have.",
     safety=Safety.UNSAFE,
     how_safe="unsafe: less is clipped, and steps become larger",
-    false_alarms="A model whose rest was frozen elsewhere (when it was loaded, say) has no gradients there, and nothing is counted. "
-    "Where a flag is set, a function by a name such as `freeze` is called, a part runs under `no_grad`, or an optimizer steps that was "
-    "made elsewhere, the rule is silent; so it is for an infinite norm, which only measures.",
+    false_alarms="A model whose rest was frozen elsewhere (when it was loaded, say) has no gradients there, and "
+    "nothing is counted. Where a flag is set, a function by a name such as `freeze` is called, a part runs under "
+    "`no_grad`, or an optimizer steps that was made elsewhere, the rule is silent; so it is for an infinite "
+    "norm, which only measures.",
     source="none found",
     triggers=("clip_grad_",),
     check=check,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from frostline.findings import Safety, Severity
 from frostline.lint.events import Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.layers import LayerBook
 from frostline.lint.model_parts import names_of, parts_of
 from frostline.lint.name_tests import passes, texts_in
@@ -34,7 +35,7 @@ class _Given:
 
 
 def check(view: FileView) -> Iterator[Violation]:
-    """Optimizers that are given parts of a model, one by one or by name, of which a part is left out, or given twice."""
+    """Optimizers that are given parts of a model, one by one or by name, and one too few or one twice."""
     book = LayerBook(view)
     for flow in view.flows:
         if not flow.of("optimizer"):
@@ -84,13 +85,13 @@ def _forgotten(
         verb = "is" if len(missing) == 1 else "are"
         yield Violation(
             owner.event.node,
-            f"{', '.join(missing)} {verb} in no group of {owner.name} and in no other optimizer",
+            f"{', '.join(map(shown, missing))} {verb} in no group of {owner.name} and in no other optimizer",
             evidence=(
                 f"it is given {_listed(given)}",
                 *((f"it stands at {owner.event.origin}",) if owner.event.origin else ()),
-                f"{', '.join(path.rpartition('.')[2] for path in missing)}: part of the model, with parameters, not frozen",
+                f"{', '.join(path.rpartition('.')[2] for path in missing)}: in the model, with parameters, not frozen",
             ),
-            remedy="a group with " + " and ".join(f"{path}.parameters()" for path in missing[:2])
+            remedy="a group with " + " and ".join(f"{shown(path)}.parameters()" for path in missing[:2])
             if len(missing) < 3
             else "a last group with all that is in no other one",
             severity=Severity.WARNING,
@@ -111,7 +112,8 @@ def _twice(view: FileView, given: _Given, parts: dict[str, Value]) -> Iterator[V
             if len(tests) > 1 and owner.event.node is not None:
                 yield Violation(
                     owner.event.node,
-                    f"{given.model}.{part} is given to {owner.name} twice: {tests[0]} and {tests[1]} are both true of it",
+                    f"{shown(given.model)}.{part} is given to {owner.name} twice: "
+                    f"{tests[0]} and {tests[1]} are both true of it",
                     evidence=(f"{names[0]} passes both",),
                     remedy="let the second filter be the opposite of the first",
                     severity=Severity.WARNING,
@@ -155,7 +157,10 @@ def _is_given_elsewhere(view: FileView, part: str) -> bool:
 
 
 def _listed(given: _Given) -> str:
-    texts = [f"{s.path} where {' and '.join(s.tests)}" if s.filtered and s.tests else s.path for s in given.sources]
+    texts = [
+        f"{shown(s.path)} where {' and '.join(s.tests)}" if s.filtered and s.tests else shown(s.path)
+        for s in given.sources
+    ]
     return ", ".join(dict.fromkeys(texts))[:160]
 
 
@@ -179,7 +184,7 @@ def _by_name_alone(flow: Flow, owned: Ownership, given: _Given) -> Iterator[Viol
         return
     yield Violation(
         owner.event.node,
-        f"a parameter of {given.model} with neither {' nor '.join(repr(text) for text in texts[:4])} in its name "
+        f"a parameter of {shown(given.model)} with neither {' nor '.join(map(repr, texts[:4]))} in its name "
         f"is in no group of {owner.name}",
         evidence=(f"it is given {_listed(given)}",),
         remedy=f"let one of the filters be the opposite of the others: {texts[-1]!r} not in name",
@@ -195,24 +200,25 @@ def _are_all_forms(texts: list[str]) -> bool:
 
 RULE = LintRule(
     code="O412",
-    what="Looks for optimizers that are given several parts of a model, one by one or by filters on names, and leave out a part that "
-    "the class of the model has (in the files that are linted, or a well-known net of torchvision), that has parameters and that is "
-    "not frozen. Filters by name over other models are told where none of them takes the rest, and where two take the same.",
-    why="A list of parameters by name or by part is easily incomplete: the stem, the pooler, a norm layer, the new classifier. What is "
-    "missing stays at its start, random or pretrained, and the rest adapts to it.",
+    what="Looks for optimizers that are given several parts of a model, one by one or by filters on names, and "
+    "leave out a part that the class of the model has (in the files that are linted, or a well-known net of "
+    "torchvision), that has parameters and that is not frozen. Filters by name over other models are told where "
+    "none of them takes the rest, and where two take the same.",
+    why="A list of parameters by name or by part is easily incomplete: the stem, the pooler, a norm layer, the "
+    "new classifier. What is missing stays at its start, random or pretrained, and the rest adapts to it.",
     example="model = torchvision.models.resnet18()\noptimizer = torch.optim.SGD([\n"
     '    {"params": [p for n, p in model.named_parameters() if n.startswith("layer")], "lr": 0.001},\n'
     '    {"params": model.fc.parameters(), "lr": 0.01},\n])',
     instead="model = torchvision.models.resnet18()\noptimizer = torch.optim.SGD([\n"
     '    {"params": [p for n, p in model.named_parameters() if not n.startswith("fc.")], "lr": 0.001},\n'
     '    {"params": model.fc.parameters(), "lr": 0.01},\n])',
-    remedy="Let the last group be what is in no other one, or make groups with `frostline.param_groups`, which puts each parameter in "
-    "exactly one.",
+    remedy="Let the last group be what is in no other one, or make groups with `frostline.param_groups`, which "
+    "puts each parameter in exactly one.",
     safety=Safety.MANUAL,
     how_safe="manual: the part begins to train, at a learning rate that somebody has to choose",
-    false_alarms="Leaving a part out is also a way to keep it fixed. One part alone in the optimizer (a linear probe) is taken for that, "
-    "as are parts that are frozen, run under `no_grad`, or have names such as `teacher` or `ema`. Otherwise call "
-    "`requires_grad_(False)` on what is meant to be fixed.",
+    false_alarms="Leaving a part out is also a way to keep it fixed. One part alone in the optimizer (a linear "
+    "probe) is taken for that, as are parts that are frozen, run under `no_grad`, or have names such as "
+    "`teacher` or `ema`. Otherwise call `requires_grad_(False)` on what is meant to be fixed.",
     source="mmf PR620, HVPNeT#5",
     triggers=("optim", "Optim", "SGD", "Adam"),
     check=check,
