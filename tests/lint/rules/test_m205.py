@@ -95,6 +95,15 @@ SILENT = {
     "rate by the mode": PLAIN.format(line="p = self.p if self.training else 0.0; x = F.dropout(x, p)"),
     "rate times the mode": PLAIN.format(line="x = F.dropout(x, self.p * self.training)"),
     "kept arguments": PLAIN.format(line="x = F.dropout(x, **self.options)"),
+    "rate set by the mode": PLAIN.format(line="if not self.training: self.p = 0.0\n        x = F.dropout(x, self.p)"),
+    "rate set by train()": """
+        class Net(nn.Module):
+            def train(self, mode=True):
+                self.p = 0.1 * mode
+                return super().train(mode)
+            def forward(self, x):
+                return F.dropout(x, self.p)
+        """,
     "returned before": """
         class Drop(nn.Module):
             def forward(self, x):

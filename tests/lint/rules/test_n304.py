@@ -66,6 +66,31 @@ TRUE = {
                     self.swa(x)  # <- N304
         """,
 }
+TRUE["planted"] = """
+    from torch.optim.swa_utils import AveragedModel, update_bn
+    def make() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    def fit(net: nn.Module, swa: AveragedModel, batches) -> None:
+        for x, y in batches:
+            net(x)
+            swa.update_parameters(net)
+    def failing():
+        net = make()
+        swa = AveragedModel(net)
+        fit(net, swa, data())
+        swa.eval()
+        with torch.no_grad():
+            swa(torch.randn(16, 4)).argmax(1)  # <- N304
+    def twin():
+        net = make()
+        swa = AveragedModel(net)
+        batches = data()
+        fit(net, swa, batches)
+        update_bn(batches, swa)
+        swa.eval()
+        with torch.no_grad():
+            swa(torch.randn(16, 4)).argmax(1)
+    """
 SILENT = {
     "statistics estimated": script(f"update_bn(loader, swa)\n{USE}"),
     "by hand": script("swa.train()\nfor x in loader:\n    swa(x)\nswa.eval()\nswa(x)"),
@@ -78,6 +103,18 @@ SILENT = {
     "never filled": script().replace("    swa.update_parameters(net)\n", ""),
     "never used": script("pass"),
     "used before": "swa = AveragedModel(net)\nswa(x)\nswa.update_parameters(net)",
+    "by another method": """
+        from torch.optim.swa_utils import AveragedModel, update_bn
+        class Trainer:
+            def __init__(self, net):
+                self.net, self.swa = net, AveragedModel(net)
+            def fit(self, loader):
+                for x in loader:
+                    self.swa.update_parameters(self.net)
+                self.swa(x)
+            def finish(self, loader):
+                update_bn(loader, self.swa)
+        """,
     "by its caller": """
         def average(model, loader, swa):
             for x in loader:

@@ -47,7 +47,7 @@ def _functional(view: FileView, passes: Passes, call: ast.Call, name: str) -> It
     if given is not None and not (isinstance(given, ast.Constant) and given.value is True):
         return
     where = passes.of(call)
-    if where is None or not _drops(call, where) or is_meant(view, call):
+    if where is None or not _drops(view, call, where) or is_meant(view, call):
         return
     if decided_by_mode(view, call, where.method):
         return
@@ -84,7 +84,7 @@ def _evidence(where: Pass) -> tuple[str, ...]:
     return (f"{where.method.name}, line {where.method.lineno}, is called by a module of this file",)
 
 
-def _drops(call: ast.Call, where: Pass) -> bool:
+def _drops(view: FileView, call: ast.Call, where: Pass) -> bool:
     """Whether the rate is not 0 in eval mode, as far as it can be told."""
     rate = next((each.value for each in call.keywords if each.arg == "p"), None)
     if rate is None and len(call.args) > 1:
@@ -97,7 +97,18 @@ def _drops(call: ast.Call, where: Pass) -> bool:
         return False
     if isinstance(rate, ast.Name):
         return not any(each is None or asks_for_mode(each) for each in assigned(where.method, rate.id))
-    return True
+    return not (isinstance(rate, ast.Attribute) and _is_set_by_mode(view, rate))
+
+
+def _is_set_by_mode(view: FileView, rate: ast.Attribute) -> bool:
+    """Whether the class sets the rate anew where the mode is asked for, or in `train()`."""
+    for node in view.nodes(ast.Assign):
+        if not any(isinstance(each, ast.Attribute) and each.attr == rate.attr for each in node.targets):
+            continue
+        function = next((e for e in view.parents(node) if isinstance(e, (ast.FunctionDef, ast.AsyncFunctionDef))), None)
+        if function is not None and (function.name in {"train", "eval"} or decided_by_mode(view, node, function)):
+            return True
+    return False
 
 
 def _made_anew(view: FileView, passes: Passes, call: ast.Call, name: str) -> Iterator[Violation]:

@@ -33,7 +33,7 @@ def check(view: FileView) -> Iterator[Violation]:
 def _of(view: FileView, book: LayerBook, flow: Flow, index: int) -> Iterator[Violation]:
     made = flow.events[index]
     call = made.node
-    if made.origin or not isinstance(call, ast.Call) or _keeps_buffers(call) or _estimates(view):
+    if made.origin or not isinstance(call, ast.Call) or _keeps_buffers(call) or _estimates(view, flow):
         return
     later = flow.events[index + 1 :]
     fills = [i for i, event in enumerate(later) if _fills(event, made.path)]
@@ -70,10 +70,11 @@ def _keeps_buffers(call: ast.Call) -> bool:
     return given is not None and not (isinstance(given, ast.Constant) and given.value is False)
 
 
-def _estimates(view: FileView) -> bool:
-    """Whether something in the file is called that estimates statistics, whoever it is for."""
-    return any(
+def _estimates(view: FileView, flow: Flow) -> bool:
+    """Whether another method of the class estimates statistics; in what the flow calls, they are events of it."""
+    return bool(flow.owner) and any(
         re.search(r"update_bn|bn_update|update_batch_?norm|recalibrate", view.text(call.func))
+        and view.function(call).startswith(f"{flow.owner}.")
         for call in view.nodes(ast.Call)
     )
 
