@@ -13,6 +13,7 @@ from frostline.lint.events import Condition, Event, Flow
 from frostline.lint.iterations import loops_of, meet
 from frostline.lint.layers import LayerBook, Layers
 from frostline.lint.scopes import Class, Function
+from frostline.lint.torch_names import WRAPPERS
 from frostline.lint.values import PARAMETERS, is_below, owner_of, related
 
 if TYPE_CHECKING:
@@ -292,7 +293,9 @@ class _InFlow:
         for index, event in enumerate(self._flow.events):
             path = owner_of(event.path)
             if event.what == "new" and reaches(self._aliases, path, part):
-                if names_a_result(self._flow, index):
+                value = event.get("value")
+                is_wrapper = value is not None and value.cls in WRAPPERS and bool(value.copy_of)
+                if is_wrapper or names_a_result(self._flow, index):
                     continue
                 # Made anew: in train mode, and nothing of it is frozen, but for what is done in the same breath.
                 own = {id(node) for node in ast.walk(event.node)} if event.node is not None else set[int]()
@@ -348,8 +351,8 @@ class _InFlow:
 
     def _is_made_in_train_mode(self, event: Event) -> bool:
         value = event.get("value")
-        # transformers gives a pretrained model in eval mode.
-        return not (value is not None and ".from_pretrained" in value.maker)
+        # transformers gives a pretrained model in eval mode, and a copy is in the mode of what it is a copy of.
+        return value is None or not (".from_pretrained" in value.maker or value.copy_of)
 
     def _one(
         self, part: str, flag: Event, train: Event | None, use: Event, undone: Event | None, is_guess: bool

@@ -201,6 +201,20 @@ TRUE = {
             criterion(ddp(x), y).backward()
             optimizer.step()
         """,
+    "wrapped under its own name": """
+        import torch
+        import torchvision
+        model = torchvision.models.resnet18().cuda()
+        for p in model.parameters():
+            p.requires_grad = False  # <- F107
+        model.fc = torch.nn.Linear(512, 3)
+        model = torch.nn.DataParallel(model)
+        for epoch in range(3):
+            model.train()
+            for x, y in loader:
+                criterion(model(x), y).backward()
+                optimizer.step()
+        """,
     "a method that freezes": """
         from torch import nn
         class Net(nn.Module):
@@ -470,6 +484,18 @@ SILENT = {
                     p.requires_grad = False
             def training_step(self, batch, batch_idx):
                 return self.backbone(batch).mean() + self.other(batch).mean()
+        """,
+    "a copy of what is in eval mode": """
+        import copy
+        import torchvision
+        model = torchvision.models.resnet18()
+        model.eval()
+        teacher = copy.deepcopy(model)
+        teacher.requires_grad_(False)
+        model.train()
+        for x in loader:
+            (model(x) - teacher(x)).pow(2).mean().backward()
+            optimizer.step()
         """,
     "some of it": """
         def train(model, loader, optimizer):

@@ -59,9 +59,9 @@ _USES = {"forward": "runs it so", "backward": "trains what it is in", "step": "t
 
 RULE = LintRule(
     code="F107",
-    what="Follows each part whose `requires_grad` is switched off as a whole, through helpers and methods, and looks "
-    "whether it runs in train mode afterwards: by a `train()` that reaches it and no `eval()` behind that, or "
-    "because it was made so.",
+    what="Follows each part whose `requires_grad` is switched off as a whole, or but for some names, through helpers "
+    "and methods, and looks whether it runs in train mode afterwards: by a `train()` that reaches it and no `eval()` "
+    "behind that, or because it was made so.",
     why="`requires_grad` is about gradients. In train mode a batch norm goes on writing `running_mean` and "
     "`running_var` in every forward pass, so the frozen part drifts, another head on it gets worse, and "
     "`named_parameters()` shows no difference, because statistics are buffers.",
