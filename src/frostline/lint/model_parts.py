@@ -117,11 +117,11 @@ def names_of(part: str, value: Value, walk: ModuleWalk, depth: int = 0) -> tuple
     if name == "Sequential" and value.items:
         with_some = [i for i, item in enumerate(value.items) if has_parameters(item, walk, depth)]
         return tuple(f"{part}.{i}{form}" for i in with_some for form in _PLAIN_FORMS)
-    if value.cls and depth < _DEEPEST:
+    if (value.cls or value.maker) and depth < _DEEPEST:
         inner = parts_of(value, walk, depth + 1) or {}
         found = [n for each, v in inner.items() for n in names_of(f"{part}.{each}", v, walk, depth + 1)]
         if found:
             return tuple(found)
-    if not value.cls and not value.maker and part in {"conv1", "bn1", "fc"}:
+    if not value.cls and not value.maker and part.rpartition(".")[2] in {"conv1", "bn1", "fc"}:
         return tuple(part + form for form in _PLAIN_FORMS)
     return tuple(f"{part}.0{form}" for form in _PLAIN_FORMS)
