@@ -243,9 +243,13 @@ class _InFlow:
                 return True  # thawed again, or frozen and thawed in turn
             if other.what == "flag" and other.get("value") is True and not other.whole and _names_norms(other):
                 return True  # the layers are trained on purpose
-        for before in self._flow.events[:index]:
-            if is_whole_flag(before, True) and reaches(self._aliases, before.path, part) and _in_one_loop(flag, before):
-                return True
+        trained = False
+        for before in reversed(self._flow.events[:index]):
+            trained = trained or before.what in {"backward", "step", "scaler_step"}
+            if is_whole_flag(before, True) and reaches(self._aliases, before.path, part):
+                if trained or _in_one_loop(flag, before):
+                    return True  # thawed, trained, frozen: it will be so again
+                break
         return self._is_kept_by_class(part)
 
     def _is_kept_by_class(self, part: str) -> bool:

@@ -423,6 +423,22 @@ SILENT = {
                 netD(netG(x)).mean().backward()
                 optG.step()
         """,
+    "in turn, a method for one iteration": """
+        class Trainer:
+            def set_requires_grad(self, nets, requires_grad=False):
+                for net in nets:
+                    for param in net.parameters():
+                        param.requires_grad = requires_grad
+            def iteration(self, x):
+                self.net_g.train()
+                self.net_d.train()
+                self.set_requires_grad([self.net_d], True)
+                self.net_d(x).mean().backward()
+                self.opt_d.step()
+                self.set_requires_grad([self.net_d], False)
+                self.net_d(self.net_g(x)).mean().backward()
+                self.opt_g.step()
+        """,
     "thawed": """
         def train(model, loader, optimizer):
             model.backbone.requires_grad_(False)
