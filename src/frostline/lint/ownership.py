@@ -75,6 +75,11 @@ def is_required_only(source: Value) -> bool:
     return source.filtered and bool(source.tests) and all(_REQUIRED.match(test) for test in source.tests)
 
 
+def place_of(flow: Flow, event: Event) -> int:
+    """Which of the events of a flow one is, by identity: two calls on one line may be equal."""
+    return next(i for i, each in enumerate(flow.events) if each is event)
+
+
 def root_of(path: str) -> str:
     """What a path begins with that tells one model from another: its first name, of an object's attribute two.
 
@@ -124,22 +129,19 @@ class Ownership:
 
     def later(self, owner: Owner, event: Event) -> bool:
         """Whether an event comes behind the making of an optimizer, in the same branch."""
-        index = self._index(event)
+        index = place_of(self.flow, event)
         return index > owner.index and not is_elsewhere(owner.event, event)
-
-    def _index(self, event: Event) -> int:
-        return next(i for i, each in enumerate(self.flow.events) if each is event)
 
     def is_given_later(self, path: str, event: Event) -> bool:
         """Whether an optimizer that is made behind an event, or a group that is added anywhere, may have a path."""
-        index = self._index(event)
+        index = place_of(self.flow, event)
         return any(
             (owner.index > index or owner.event.what == "add_group") and owner.may_have(path) for owner in self.owners
         )
 
     def may_be_given(self, event: Event, *paths: str) -> bool:
         """Whether a function that nobody here knows may give what is at some paths to an optimizer behind an event."""
-        index = self._index(event)
+        index = place_of(self.flow, event)
         names = [self.path(path) for path in paths]
         for each in self.flow.events[index + 1 :]:
             if each.what == "unknown" and _REBUILDS.search(str(each.get("name", ""))):
@@ -157,7 +159,7 @@ class Ownership:
             path: what is new from there on.
         """
         path = self.path(path)
-        index = self._index(event)
+        index = place_of(self.flow, event)
         having = [
             owner
             for owner in self.made()
@@ -178,7 +180,7 @@ class Ownership:
 
     def trains_after(self, event: Event, owner: Owner) -> bool | None:
         """Whether an optimizer steps behind an event; ``None`` where the flow has no step of it."""
-        index = self._index(event)
+        index = place_of(self.flow, event)
         loop = data_loop(event)
         steps = [(i, e) for i, e in enumerate(self.flow.events) if self._is_step(e, owner)]
         if not steps:

@@ -10,7 +10,7 @@ from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
 from frostline.lint.frozen_parts import shown
-from frostline.lint.ownership import Owner, Ownership, root_of
+from frostline.lint.ownership import Owner, Ownership, place_of, root_of
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.statements import ends_its_line
 from frostline.lint.values import is_below, owner_of, related
@@ -29,7 +29,7 @@ def check(view: FileView) -> Iterator[Violation]:
 
 def _left_out(view: FileView, flow: Flow, owned: Ownership, thaw: Event) -> Iterator[Violation]:
     path = owned.path(thaw.path)
-    index = next(i for i, event in enumerate(flow.events) if event is thaw)
+    index = place_of(flow, thaw)
     before = [o for o in owned.made() if o.index < index and owned.later(o, thaw) and _is_of(o, path)]
     if not before or any(not o.is_known for o in owned.owners if o.index < index or _is_of(o, path)):
         return

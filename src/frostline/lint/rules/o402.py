@@ -11,7 +11,7 @@ from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
 from frostline.lint.frozen_parts import shown
 from frostline.lint.model_parts import has_parameters
-from frostline.lint.ownership import Owner, Ownership, root_of
+from frostline.lint.ownership import Owner, Ownership, place_of, root_of
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.statements import moved_below
 from frostline.lint.values import is_below
@@ -36,8 +36,8 @@ def _orphaned(view: FileView, flow: Flow, owned: Ownership, new: Event) -> Itera
     if owner is None or (value is not None and value.copy_of):
         return
     path = owned.path(new.path)
-    index = next(i for i, event in enumerate(flow.events) if event is new)
-    if any(e for e in owned.flags(path, False) if flow.events.index(e) > index):
+    index = place_of(flow, new)
+    if any(e for e in owned.flags(path, False) if place_of(flow, e) > index):
         return  # it is frozen: nobody wants to train it
     trains = owned.trains_after(new, owner)
     if new.what == "new" and root_of(path) == path and any(source.path == path for source in owner.sources):
@@ -74,7 +74,7 @@ def _how(new: Event, path: str) -> str:
 
 def _is_trained(owned: Ownership, new: Event) -> bool:
     """Whether the model that is made runs forward and backward behind it."""
-    behind = [e for e in owned.flow.events if owned.flow.events.index(e) > owned.flow.events.index(new)]
+    behind = owned.flow.events[place_of(owned.flow, new) + 1 :]
     runs = any(e.what == "forward" and is_below(owned.path(e.path), owned.path(new.path)) for e in behind)
     return runs and any(e.what == "backward" for e in behind)
 

@@ -11,7 +11,7 @@ from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
 from frostline.lint.frozen_parts import shown
-from frostline.lint.ownership import Owner, Ownership, is_required_only
+from frostline.lint.ownership import Owner, Ownership, is_required_only, place_of
 from frostline.lint.phases import data_loop
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.values import PARAMETERS, Value, is_below, owner_of
@@ -39,12 +39,12 @@ def _kept(view: FileView, flow: Flow, owned: Ownership, owner: Owner, freezes: l
     for freeze in freezes:
         path = owned.path(freeze.path)
         source = next((s for s in owner.sources if _takes_all(s) and is_below(path, s.path)), None)
-        if source is None or is_elsewhere(freeze, owner.event) or _is_thawed(owned, path, flow.events.index(freeze)):
+        if source is None or is_elsewhere(freeze, owner.event) or _is_thawed(owned, path, place_of(flow, freeze)):
             continue
-        is_before = flow.events.index(freeze) < owner.index
+        is_before = place_of(flow, freeze) < owner.index
         if is_before and is_required_only(source):
             continue
-        if path == source.path and freeze.whole and not _is_renewed(owned, path, flow.events.index(freeze)):
+        if path == source.path and freeze.whole and not _is_renewed(owned, path, place_of(flow, freeze)):
             continue  # all of it: then it trains nothing, which is a mistake of its own
         yield from _violation(view, flow, owner, freeze, source, is_before)
         return
@@ -86,7 +86,7 @@ def _violation(
     node = owner.event.node
     assert node is not None
     part = shown(owner_of(freeze.path))
-    index = flow.events.index(freeze)
+    index = place_of(flow, freeze)
     if is_before:
         severity, message = Severity.INFO, f"{owner.name} is given the frozen parameters of {part} as well"
     elif is_required_only(source) and not _has_trained(flow, index):
