@@ -21,6 +21,7 @@ _FOLLOWS = re.compile(
     r"|codebook|prototype|queue|embed_avg|cluster",
     re.I,
 )
+_WRITES = ("copy", "fill", "zero", "normal", "uniform", "add", "sub", "mul", "div", "clamp", "lerp", "addcmul", "set")
 _CHOICE = re.compile(r"requires_grad|name|\.grad|\.dim|ndim|isinstance|shape")
 
 
@@ -178,6 +179,6 @@ RULE = LintRule(
     "targets, averages), codebooks and prototypes by name, writes of other parameters or of a loaded state, and "
     "writes before training are let be. Silence others with `# noqa: F119`.",
     source="facebookresearch/moco#70 (writes through .data)",
-    triggers=("_(", ".data"),
+    triggers=(".data", "no_grad", *(f"{name}_(" for name in _WRITES)),
     check=check,
 )

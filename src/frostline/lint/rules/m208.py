@@ -211,6 +211,6 @@ RULE = LintRule(
     "has such layers. Nets from `from_pretrained`, which come in eval mode, and nets that are given to a function "
     "nobody here knows are let be. Silence others with `# noqa: M208`.",
     source="unbiased-teacher#47, TaCL#11, sparseml#2191, Lightning#2824",
-    triggers=("eacher", "ref", "perceptual", "lpips", "vgg", "target", "moment", "ema", "expert", "moco", "_k", "key"),
+    triggers=("eacher", "ref", "perceptual", "lpips", "vgg", "target", "moment", "ema", "expert", "moco", "_k(", "key"),
     check=check,
 )
