@@ -56,7 +56,11 @@ def _checkpoint(view: FileView, call: ast.Call, frozen: dict[str, int], helped: 
     yield Violation(
         call,
         f"{name}(...) without use_reentrant is reentrant"
-        + (", and cuts off gradients behind a frozen part" if cut else ": behind a frozen part it cuts off gradients"),
+        + (
+            ", and this file freezes a part: behind it gradients are cut off"
+            if cut
+            else ": behind a frozen part it cuts off gradients"
+        ),
         evidence=tuple(evidence),
         remedy=f"{name}(..., use_reentrant=False)",
         severity=Severity.ERROR if cut else Severity.WARNING,
