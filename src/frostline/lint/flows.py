@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,15 @@ if TYPE_CHECKING:
 
 # Data of events that are paths. What `of` holds of a load or of zero_grad is a kind, which no function has as a name.
 _PATHS = frozenset({"of", "paths", "scaler"})
-# Longer than this no flow gets; what comes later is cut off, and said to be.
-_MOST_EVENTS = 4_000
+# Longer than this no flow gets; what comes later is cut off, and said to be. Rules compare events with each other, so
+# that the time grows with the square of this; of 30,000 functions in well-known packages none comes to 300.
+_MOST_EVENTS = 1_000
+# So many events have the flows of a file together; in well-known packages it is 3,000 at most. Flows behind these are
+# cut off earlier, which keeps generated files in bounds.
+_MOST_TOGETHER = 20_000
+_MOST_BEHIND = 50
+# So many calls are looked at in one flow: of functions that all call each other there is no end.
+_MOST_CALLS = 10_000
 _DEEPEST = 6
 _LIFECYCLE = (
     "configure_model",
@@ -32,8 +40,9 @@ _LIFECYCLE = (
 def flows_of(walk: ModuleWalk) -> list[Flow]:
     """The flows of a file, each function in at least one of them.
 
-    A flow begins with what stands outside of functions, or with a function that no other one of the file calls. A method
-    comes behind ``__init__`` of its class.
+    A flow begins with what stands outside of functions, or with a function that no other one of the file calls. A
+    method comes behind ``__init__`` of its class. Functions that only call each other, or are called too deep inside to
+    be put in place, begin a flow too.
     """
     walk.walk_all()
     called = {
@@ -42,31 +51,33 @@ def flows_of(walk: ModuleWalk) -> list[Flow]:
         for event in events
         if event.what == "call" and event.get("file") == walk.source.path and event.get("callee") != name
     }
-    flows = [_flow(walk, "<module>", [])]
-    for name, function in walk.functions.items():
-        if name in called or not function.events:
-            continue
-        init = walk.functions.get(f"{function.owner}.__init__") if function.owner else None
-        before: list[Function] = []
-        if init is not None and init is not function:
-            before.append(init)
-        elif init is function and _has_other_roots(walk, function, called):
-            continue
-        if function.owner and walk.is_lightning(walk.qualified(function.owner)):
-            own = name.rpartition(".")[2]
-            # What is called later than this one does not stand before it.
-            earlier = _LIFECYCLE[: _LIFECYCLE.index(own)] if own in _LIFECYCLE else _LIFECYCLE
-            names = (f"{function.owner}.{each}" for each in earlier)
-            before += [walk.functions[each] for each in names if each in walk.functions]
-        flows.append(_flow(walk, name, before))
-    return flows
+    roots = {name: each for name, each in walk.functions.items() if each.events and name not in called}
+    roots_of = Counter(each.owner for each in roots.values())
+    making = _Making(walk)
+    making.add("<module>", ())
+    for name, function in roots.items():
+        is_init = name == f"{function.owner}.__init__"
+        if not (is_init and roots_of[function.owner] > 1):
+            making.add(name, _before(walk, function))
+    for name in walk.functions:
+        if name in called and name not in making.placed and _matters(walk, walk.functions[name], False):
+            making.add(name, _before(walk, walk.functions[name]))
+    return making.flows
 
 
-def _has_other_roots(walk: ModuleWalk, init: Function, called: set[Any]) -> bool:
-    return any(
-        each.owner == init.owner and each is not init and each.events and name not in called
-        for name, each in walk.functions.items()
-    )
+def _before(walk: ModuleWalk, function: Function) -> Sequence[Function]:
+    """The methods that have run when this one does."""
+    if not function.owner:
+        return ()
+    init = walk.functions.get(f"{function.owner}.__init__")
+    before = [init] if init is not None and init is not function else []
+    if walk.is_lightning(walk.qualified(function.owner)):
+        own = function.name.rpartition(".")[2]
+        # What is called later than this one does not stand before it.
+        earlier = _LIFECYCLE[: _LIFECYCLE.index(own)] if own in _LIFECYCLE else _LIFECYCLE
+        names = (f"{function.owner}.{each}" for each in earlier)
+        before += [walk.functions[each] for each in names if each in walk.functions]
+    return before
 
 
 def _all_events(walk: ModuleWalk) -> Iterator[tuple[str, list[Event]]]:
@@ -75,24 +86,44 @@ def _all_events(walk: ModuleWalk) -> Iterator[tuple[str, list[Event]]]:
         yield name, function.events
 
 
-def _flow(walk: ModuleWalk, name: str, before: list[Function]) -> Flow:
-    expansion = _Expansion(walk)
-    function = walk.functions.get(name)
-    for each in before:
-        expansion.run(walk, each.events, _Call.top(each.name))
-    expansion.run(walk, function.events if function is not None else walk.events, _Call.top(name))
-    has_callers = False
-    if function is not None and not function.around and not function.owner:
-        has_callers = walk.project.is_imported(function.name, walk.source.path)
-    return Flow(
-        name=name,
-        events=tuple(expansion.events),
-        has_callers=has_callers,
-        parameters=function.parameters if function is not None else (),
-        owner=function.owner if function is not None else "",
-        is_complete=len(expansion.events) < _MOST_EVENTS,
-        aliases=expansion.aliases,
-    )
+class _Making:
+    """The flows of a file that have been made so far.
+
+    Attributes:
+        flows: in order.
+        placed: the functions of the file that have been put in place of a call, to their ends.
+    """
+
+    def __init__(self, walk: ModuleWalk) -> None:
+        self._walk = walk
+        self._left = _MOST_TOGETHER
+        self.flows: list[Flow] = []
+        self.placed: set[str] = set()
+
+    def add(self, name: str, before: Iterable[Function]) -> None:
+        """Make the flow that begins with a function, behind others."""
+        walk = self._walk
+        expansion = _Expansion(walk, _MOST_EVENTS if self._left > 0 else _MOST_BEHIND)
+        function = walk.functions.get(name)
+        for each in before:
+            expansion.run(walk, each.events, _Call.top(each.name))
+        expansion.run(walk, function.events if function is not None else walk.events, _Call.top(name))
+        self._left -= len(expansion.events)
+        self.placed |= expansion.placed
+        has_callers = False
+        if function is not None and not function.around and not function.owner:
+            has_callers = walk.project.is_imported(function.name, walk.source.path)
+        self.flows.append(
+            Flow(
+                name=name,
+                events=tuple(expansion.events),
+                has_callers=has_callers,
+                parameters=function.parameters if function is not None else (),
+                owner=function.owner if function is not None else "",
+                is_complete=not expansion.is_cut,
+                aliases=expansion.aliases,
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +136,11 @@ class _Call:
         constants: its parameters that were given a literal.
         locals: whether names that it binds itself are to be told from the caller's.
         node: the call in the file of the flow; ``None`` at the top.
-        within: the file of the flow, or the file that the function stands in.
+        loops: those that the call stands in.
+        conditions: likewise its branches.
+        no_grad: gradients are switched off where it stands.
+        via: the calls it was reached through, as events have them.
+        stack: file and name of what is being put in place, the outermost first.
     """
 
     name: str
@@ -144,13 +179,27 @@ def _split(path: str) -> tuple[str, str]:
 
 
 class _Expansion:
-    """Puts the events of what is called in the place of the call."""
+    """Puts the events of what is called in the place of the call.
 
-    def __init__(self, walk: ModuleWalk) -> None:
+    Args:
+        walk: the file of the flow.
+        most: how many events there may be.
+
+    Attributes:
+        events: in order.
+        placed: the functions of the file that were put in place, to their ends.
+        is_cut: something was left out, because it became too much.
+    """
+
+    def __init__(self, walk: ModuleWalk, most: int) -> None:
         self._walk = walk
+        self._most = most
+        self._calls = 0
         # What is another name for what.
         self._aliases: dict[str, str] = {}
         self.events: list[Event] = []
+        self.placed: set[str] = set()
+        self.is_cut = False
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -160,9 +209,10 @@ class _Expansion:
     def run(self, walk: ModuleWalk, events: list[Event], call: _Call) -> None:
         """Add the events of one function."""
         for event in events:
-            if len(self.events) >= _MOST_EVENTS:
+            if len(self.events) >= self._most or self._calls >= _MOST_CALLS:
+                self.is_cut = True
                 return
-            called = self._callee(event) if event.what == "call" else None
+            called = self._callee(event, call) if event.what == "call" else None
             if event.what == "call" and called is None:
                 continue
             conditions = self._conditions(event.conditions, call)
@@ -205,7 +255,8 @@ class _Expansion:
                 loop,
                 key=(*key, *loop.key),
                 over=self._value(loop.over, call),
-                conditions=len(call.conditions) + sum(each in conditions for each in event.conditions[: loop.conditions]),
+                conditions=len(call.conditions)
+                + sum(each in conditions for each in event.conditions[: loop.conditions]),
                 node=loop.node if walk is self._walk else None,
             )
             for loop in event.loops
@@ -257,22 +308,18 @@ class _Expansion:
         copy_of = self._path(value.copy_of, call) if value.copy_of else ""
         return replace(value, path=path, items=items, copy_of=copy_of)
 
-    def _callee(self, event: Event) -> tuple[ModuleWalk, Function] | None:
-        """The function that is called, where it does anything that can be noticed."""
-        file: str = event.data["file"]
-        # What another file holds may have been let go of since; it is opened again then.
-        walk = self._walk if file == self._walk.source.path else self._walk.project.open(file)
-        if walk is None or event.data["callee"] not in walk.functions:
+    def _callee(self, event: Event, call: _Call) -> tuple[ModuleWalk, Function] | None:
+        """The function that is called, where it does anything that can be noticed and is not too deep inside."""
+        self._calls += 1
+        if len(call.stack) >= _DEEPEST or (event.data["file"], event.data["callee"]) in call.stack:
             return None
-        function = walk.function(event.data["callee"])
-        return (walk, function) if _matters(walk, function, event.data["is_init"]) else None
+        called = _other(self._walk, event)
+        return called if called is not None and _matters(*called, event.data["is_init"]) else None
 
     def _called(self, walk: ModuleWalk, function: Function, event: Event, placed: Event, call: _Call) -> None:
         """What a function does that is called here."""
         name = function.name
         key = (walk.source.path, name)
-        if len(call.stack) >= _DEEPEST or key in call.stack:
-            return
         roots, constants = self._given(function, event, placed, call)
         node = event.node if call.node is None or self._walk is walk else call.node
         if placed.origin:
@@ -290,6 +337,8 @@ class _Expansion:
             stack=(*call.stack, key),
         )
         self.run(walk, function.events, inner)
+        if walk is self._walk and not self.is_cut:
+            self.placed.add(name)
 
     def _given(
         self, function: Function, event: Event, placed: Event, call: _Call
@@ -331,19 +380,48 @@ _MAKING = frozenset({"new", "new_parameter", "renew", "init"})
 
 def _matters(walk: ModuleWalk, function: Function, is_init: bool) -> bool:
     """Whether a function does anything that its caller could notice; most constructors of modules do not."""
-    if function.matters is None:
-        function.matters = False  # what calls itself does nothing by that
-        function.matters = any(_is_noticed(walk, event, function, is_init) for event in function.events)
-    return function.matters
+    if is_init in function.matters:
+        return function.matters[is_init]
+    # Who asked for whom; what calls itself, or is called by what it calls, does nothing by that.
+    asked: dict[tuple[int, bool], tuple[Function, tuple[int, bool] | None]] = {}
+    waiting = [(walk, function, is_init)]
+    asked[id(function), is_init] = (function, None)
+    while waiting:
+        where, each, made = waiting.pop()
+        key = (id(each), made)
+        for event in each.events:
+            found = event.what != "call" and _is_noticed(event, each, made)
+            if event.what == "call" and (called := _other(where, event)) is not None:
+                other, inner = called
+                its: bool = event.data["is_init"]
+                found = inner.matters.get(its, False)
+                if its not in inner.matters and (id(inner), its) not in asked:
+                    asked[id(inner), its] = (inner, key)
+                    waiting.append((other, inner, its))
+            if found:
+                above: tuple[int, bool] | None = key
+                while above is not None:
+                    asker, by = asked[above]
+                    asker.matters[above[1]] = True
+                    above = by
+                return True
+    for (_, made), (each, _) in asked.items():
+        each.matters[made] = False
+    return False
 
 
-def _is_noticed(walk: ModuleWalk, event: Event, function: Function, is_init: bool) -> bool:
-    if event.what == "call":
-        file: str = event.data["file"]
-        other = walk if file == walk.source.path else walk.project.open(file)
-        if other is None or event.data["callee"] not in other.functions:
-            return False
-        return _matters(other, other.function(event.data["callee"]), event.data["is_init"])
+def _other(walk: ModuleWalk, event: Event) -> tuple[ModuleWalk, Function] | None:
+    """The function that an event of a file calls."""
+    file: str = event.data["file"]
+    # What another file holds may have been let go of since; it is opened again then.
+    other = walk if file == walk.source.path else walk.project.open(file)
+    if other is None or event.data["callee"] not in other.functions:
+        return None
+    return other, other.function(event.data["callee"])
+
+
+def _is_noticed(event: Event, function: Function, is_init: bool) -> bool:
+    """Whether a caller could notice an event that is no call."""
     root, rest = _split(event.path)
     if event.what in _MAKING:
         # What an object is made of, or what never leaves the function, is no surprise to the caller.

@@ -12,7 +12,7 @@ from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Condition, Event, Flow
 from frostline.lint.iterations import loops_of, meet
 from frostline.lint.layers import LayerBook, Layers
-from frostline.lint.scopes import Class, Function
+from frostline.lint.scopes import Function
 from frostline.lint.torch_names import WRAPPERS
 from frostline.lint.values import PARAMETERS, is_below, owner_of, related
 
@@ -266,15 +266,13 @@ class _InFlow:
                 ):
                     return True
                 rest = part[len(path) :]
-                if self._is_kept_by_methods(owner_walk.functions, owner, f"self{rest}"):
+                if self._is_kept_by_methods(owner_walk.methods_of(owner.name), f"self{rest}"):
                     return True
         return False
 
-    def _is_kept_by_methods(self, functions: Mapping[str, Function], owner: Class, part: str) -> bool:
+    def _is_kept_by_methods(self, methods: Mapping[str, Function], part: str) -> bool:
         walked = {event.function for event in self._flow.events}
-        for name, function in functions.items():
-            if function.owner != owner.name:
-                continue
+        for name, function in methods.items():
             method = name.rpartition(".")[2]
             for event in function.events:
                 below = is_below(owner_of(event.path), part) and part != "self"

@@ -14,6 +14,7 @@ from frostline.lint.expressions import Expressions
 from frostline.lint.frame import Frame
 from frostline.lint.parameter_lists import either, is_list, is_over_parts, joined, spelled_tests
 from frostline.lint.scopes import AnyFunction, Class, Function, Names, bodies, collect
+from frostline.lint.top_level import TopLevel, absolute
 from frostline.lint.torch_names import LIGHTNING, NO_GRAD, ONLY_MODULES, is_module_class, shortest
 from frostline.lint.values import EACH, RETURNED, Value
 
@@ -49,9 +50,11 @@ class ModuleWalk:
         self.expressions = Expressions(self)
         self._asked_for_parts: list[tuple[int, str]] | None = None
         self._is_module: dict[str, bool | None] = {}
+        self._methods: dict[str, dict[str, Function]] | None = None
         self._deep = 0
         self._top_is_walked = False
-        self.stars: list[str] = []
+        self._is_package = source.path.endswith("__init__.py")
+        self.top = TopLevel(tree.body, name, self._is_package, [*self.functions, *self.classes])
 
     def forget(self) -> None:
         """Let go of everything, so that it is freed at once and not by a walk of the collector over all trees."""
@@ -97,11 +100,8 @@ class ModuleWalk:
 
     def imported(self, name: str) -> str:
         """The qualified name of what this file imported under a name, or calls so besides; "" if it did not."""
-        self.walk_top()
-        value = self.names.own.get(name)
-        if value is None or value.kind not in {"ref", "function", "class"} or value.cls == self.qualified(name):
-            return ""
-        return value.cls
+        found = self.top.names.get(name, "")
+        return "" if found == self.qualified(name) else found
 
     def qualified(self, name: str) -> str:
         """The name of something of this file as other files know it."""
@@ -136,6 +136,15 @@ class ModuleWalk:
                 return walk, function
         return None
 
+    def methods_of(self, owner: str) -> dict[str, Function]:
+        """The methods of a class of this file, by their qualified names; none if there is no such class."""
+        if self._methods is None:
+            self._methods = {}
+            for name, function in self.functions.items():
+                if function.owner:
+                    self._methods.setdefault(function.owner, {})[name] = function
+        return self._methods.get(owner, {})
+
     def ancestry(self, cls: str, depth: int = 0) -> list[tuple[ModuleWalk, Class]]:
         """A class and its bases, as far as they are in the files."""
         found = self.find(cls) if depth < 8 else None
@@ -150,14 +159,20 @@ class ModuleWalk:
 
     def bases(self, owner: Class) -> list[str]:
         """The qualified names of the bases of a class; "?" for what cannot be told."""
-        self.walk_top()
-        names: list[str] = []
-        for base in owner.node.bases:
-            value = self.values.get(id(base))
-            if value is None and isinstance(base, ast.Subscript):
-                value = self.values.get(id(base.value))
-            names.append(value.cls if value is not None and value.kind in {"ref", "class"} else "?")
-        return names
+        bases = (base.value if isinstance(base, ast.Subscript) else base for base in owner.node.bases)
+        return [self.top.qualified(base) or self.starred(base) or "?" for base in bases]
+
+    def starred(self, node: ast.expr) -> str:
+        """The qualified name of a name that was imported by a star; "" if it was not."""
+        if not isinstance(node, ast.Name):
+            return ""
+        for module in reversed(self.top.stars):
+            if module == "torch.nn" and node.id[:1].isupper():
+                return f"torch.nn.{node.id}"
+            found = self.project.find(f"{module}.{node.id}", self.source.path)
+            if found is not None:
+                return found[0].qualified(found[1].name)
+        return ""
 
     def is_module(self, cls: str) -> bool | None:
         """Whether a class is an ``nn.Module``; ``None`` where a base is unknown."""
@@ -286,17 +301,9 @@ class ModuleWalk:
                 frame.names.bind(top, Value("ref", top))
 
     def _import_from(self, node: ast.ImportFrom, frame: Frame) -> None:
-        module = node.module or ""
-        if node.level:
-            parts = self.name.split(".")
-            is_package = self.source.path.endswith("__init__.py")
-            up = node.level - 1 if is_package else node.level
-            above = parts[: len(parts) - up] if up <= len(parts) else []
-            module = ".".join([*above, *([module] if module else [])])
+        module = absolute(node, self.name, self._is_package)
         for alias in node.names:
-            if alias.name == "*":
-                self.stars.append(module)
-            else:
+            if alias.name != "*":
                 name = f"{module}.{alias.name}" if module else alias.name
                 frame.names.bind(alias.asname or alias.name, Value("ref", shortest(name)))
 

@@ -80,7 +80,8 @@ class Function:
         returned: what it returns, likewise.
         local_names: the names that it binds itself.
         is_walked: whether somebody has.
-        matters: whether it does anything that its caller could notice, once somebody has asked.
+        matters: whether it does anything that its caller could notice, once somebody has asked: as the constructor of
+            what is being made (``True``), or called in any other way.
     """
 
     name: str
@@ -91,7 +92,7 @@ class Function:
     returned: Value | None = None
     local_names: frozenset[str] = frozenset()
     is_walked: bool = False
-    matters: bool | None = None
+    matters: dict[bool, bool] = field(default_factory=dict[bool, bool])
 
     @property
     def parameters(self) -> tuple[str, ...]:
