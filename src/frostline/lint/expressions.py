@@ -146,14 +146,8 @@ class Expressions:
             return guessed
         if node.id in USUAL:
             return Value("ref", USUAL[node.id])
-        for module in reversed(self._walk.stars):
-            if module == "torch.nn" and node.id[:1].isupper():
-                return Value("ref", f"torch.nn.{node.id}")
-            found = self._walk.project.find(f"{module}.{node.id}", self._walk.source.path)
-            if found is not None:
-                walk, each = found
-                return Value("function" if hasattr(each, "events") else "class", walk.qualified(each.name))
-        return None
+        starred = self._walk.starred(node)
+        return Value("ref", starred) if starred else None
 
     def _attribute(self, node: ast.Attribute, frame: Frame) -> Value | None:
         return self.attribute(node, self.value(node.value, frame), frame)

@@ -100,7 +100,7 @@ class Project:
             if origin:
                 return self._find(".".join([origin, *parts[cut + 1 :]]), file, depth + 1)
             # What `from a import *` brings, the last one first.
-            for star in reversed(walk.stars):
+            for star in reversed(walk.top.stars):
                 found = self._find(f"{star}.{rest}", file, depth + 1)
                 if found is not None:
                     return found
