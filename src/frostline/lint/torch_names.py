@@ -6,6 +6,7 @@ Source: the public documentation of torch 2.13, torchvision 0.28, timm 1.0, tran
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Where a name is bound nowhere in a file (a pasted cell), these are what everybody means by it.
 USUAL = {
@@ -191,6 +192,7 @@ def makes_module(name: str) -> bool:
     return name.startswith(MODULE_FACTORIES) and "Weights" not in name
 
 
+@lru_cache(maxsize=8192)
 def hinted(name: str) -> str:
     """The kind of thing that people call by this name; "" for most names.
 

@@ -19,6 +19,7 @@ _DISTRIBUTED = re.compile(r"DistributedDataParallel|\bDDP\b")
 
 def check(view: FileView) -> Iterator[Violation]:
     """Passes through what lies inside of a wrapper, with a backward pass behind them and none through the wrapper."""
+    is_distributed = bool(_DISTRIBUTED.search(view.source.text))
     for flow in view.flows:
         for wrapping in wrappings(flow):
             for index, event in wrapping.later():
@@ -27,7 +28,7 @@ def check(view: FileView) -> Iterator[Violation]:
                     yield from _violation(
                         view, flow, index, wrapping.wrapper, (past + f" as {shown(wrapping.wrapper)}",), True
                     )
-        if any(event.what == "wrap" for event in flow.events) or not _DISTRIBUTED.search(view.source.text):
+        if any(event.what == "wrap" for event in flow.events) or not is_distributed:
             continue
         # The wrapper was made elsewhere: by its name alone, and in a file that trains on several devices.
         for index, event in enumerate(flow.events):

@@ -18,6 +18,7 @@ _CONTAINERS = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"
 _REGISTERS = frozenset({"add_module", "register_module", "register_parameter", "setattr", "__setattr__"})
 # What lists and dicts can do and the containers of torch.nn cannot, and keys that nn.ModuleDict refuses (torch 2.13).
 _ONLY_PLAIN = frozenset({"remove", "sort", "index", "count", "copy", "reverse", "get", "setdefault", "popitem"})
+_DISPLAYS = (ast.List, ast.Tuple, ast.Dict, ast.ListComp, ast.DictComp)
 _REFUSED = frozenset(dir(dict)) | {
     "training",
     "train",
@@ -34,17 +35,22 @@ _REFUSED = frozenset(dir(dict)) | {
 
 def check(view: FileView) -> Iterator[Violation]:
     """Attributes of modules that are lists, tuples or dicts of layers which nothing registers."""
+    candidates = {id(node) for node in view.nodes(ast.Assign, ast.AnnAssign) if _may_keep(view, node)}
+    if not candidates:
+        return
     for cls in list(view.walk.classes.values()):
         told = view.walk.is_module(view.walk.qualified(cls.name))
         if told is False or (told is None and f"{cls.name}.forward" not in view.walk.functions):
             continue
         methods = [each for each in cls.node.body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))]
         nodes = [node for method in methods for node in ast.walk(method)]
+        if not any(id(node) in candidates for node in nodes):
+            continue
         if any(isinstance(node, ast.Call) and _called(node.func) in _REGISTERS for node in nodes):
             continue
         for method in methods:
             for node in ast.walk(method):
-                target, given = _assignment(node)
+                target, given = _assignment(node) if id(node) in candidates else (None, None)
                 if target is None or given is None or _is_registered(view, target.attr, nodes):
                     continue
                 kept = kept_in(view, given, target.attr, method, nodes)
@@ -67,6 +73,19 @@ def _assignment(node: ast.AST) -> tuple[ast.Attribute | None, ast.expr | None]:
     else:
         return None, None
     return (target, given) if is_own(target) else (None, None)  # type: ignore[return-value]
+
+
+def _may_keep(view: FileView, node: ast.AST) -> bool:
+    """Whether a statement sets an attribute of ``self`` to what may be a list, a tuple or a dict."""
+    target, given = _assignment(node)
+    if target is None or given is None:
+        return False
+    if isinstance(given, ast.Call):
+        return view.name(given.func) in {"builtins.list", "builtins.dict", "builtins.tuple"}
+    if isinstance(given, ast.Name):
+        known = view.value(given)
+        return known is not None and known.kind in {"list", "tuple", "dict", "modules", "parameters"}
+    return isinstance(given, (*_DISPLAYS, ast.BinOp))
 
 
 def _is_registered(view: FileView, name: str, nodes: list[ast.AST]) -> bool:
