@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _Node = TypeVar("_Node", bound=ast.AST)
 # Fields that hold no node, or one of those that all trees share.
-_PLAIN = frozenset({"ctx", "op", "ops", "id", "attr", "name", "arg", "level", "kind", "type_comment", "lineno", "names"})
+_PLAIN = frozenset(
+    {"ctx", "op", "ops", "id", "attr", "name", "arg", "level", "kind", "type_comment", "lineno", "names"}
+)
 _FIELDS: dict[type[ast.AST], tuple[str, ...]] = {
     # What a constant holds is no node, and the names of an import are.
     ast.Constant: (),
@@ -128,6 +130,16 @@ class FileView:
     def text(self, node: ast.AST) -> str:
         """The text of a node."""
         return self.source.segment(node)
+
+    def comments_above(self, node: ast.AST) -> str:
+        """The comments that stand right above the statement of a node, in one text."""
+        statement = self.statement(node)
+        line = getattr(statement or node, "lineno", 1) - 1
+        found: list[str] = []
+        while line >= 1 and (text := self.source.line_text(line).strip()).startswith("#"):
+            found.append(text)
+            line -= 1
+        return " ".join(reversed(found))
 
     # Edits.
 

@@ -168,9 +168,7 @@ def is_meant(view: FileView, node: ast.AST) -> bool:
     """Whether names around a node, or a comment above it, say that randomness at test time is wanted (Monte Carlo)."""
     if _MEANT.search(view.function(node)) or _MEANT.search(view.text(node)):
         return True
-    line = getattr(node, "lineno", 1)
-    above = [view.source.line_text(each).strip() for each in range(max(line - 2, 1), line)]
-    return any(each.startswith("#") and re.search(r"\beval|always|test time|on purpose", each) for each in above)
+    return bool(re.search(r"\beval|always|test time|on purpose", view.comments_above(node)))
 
 
 def _functions(view: FileView, node: ast.AST) -> list[AnyFunction]:

@@ -79,6 +79,10 @@ TRUE = {
         """,
 }
 SILENT = {
+    "a comment says why": """
+        # not strict: layers may have been added in the worker
+        model.load_state_dict(state, strict=False)
+        """,
     "strict": "model.load_state_dict(torch.load('x.pth'))",
     "printed": """
         def load(model, state):

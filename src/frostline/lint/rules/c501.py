@@ -15,6 +15,8 @@ _REPORTS = re.compile(
     r"missing|unexpected|mismatch|not_?loaded|un_?loaded|unmatched|skipped|ignored_keys|incompatible|not_?found|error_msgs",
     re.I,
 )
+# A comment that says why the load is loose.
+_MEANT = re.compile(r"strict|partial|on purpose|only the|subset", re.I)
 _PASSED_ON = frozenset({"load_state_dict", "_load_from_state_dict", "on_load_checkpoint"})
 
 
@@ -33,7 +35,8 @@ def check(view: FileView) -> Iterator[Violation]:
         if isinstance(around, (ast.FunctionDef, ast.AsyncFunctionDef)) and around.name in _PASSED_ON:
             continue
         if _is_loose(call):
-            if _is_ignored(view, call, around) and not _reports(around, call):
+            explained = _MEANT.search(view.comments_above(call))
+            if not explained and _is_ignored(view, call, around) and not _reports(around, call):
                 yield _loose(view, call)
         else:
             yield from _filtered(view, call, around)
@@ -259,8 +262,9 @@ RULE = LintRule(
     "for a person to say",
     false_alarms="A checkpoint that is a part on purpose (an adapter, an encoder) and whose names are known to match. "
     "Functions that compare the names themselves (they speak of missing or unexpected keys) are let be, so "
-    "is `load_state_dict` that passes on its arguments, a result that is returned, and the last line of a "
-    "notebook's cell, which is shown. Optimizers and objects that are no modules are not looked at.",
+    "is `load_state_dict` that passes on its arguments, a load whose comment says why it is not strict, a result "
+    "that is returned, and the last line of a notebook's cell, which is shown. Optimizers and objects that are no "
+    "modules are not looked at.",
     source="pytorch/examples#1029, simple-HRNet#79",
     triggers=("load_state_dict",),
     check=check,

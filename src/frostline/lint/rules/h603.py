@@ -20,7 +20,7 @@ _HOOKS = (
 
 
 def check(view: FileView) -> Iterator[Violation]:
-    """Calls of `forward` on modules, but for those of a parent's class."""
+    """Calls of `forward` on modules, but for those of the class itself or of its parent."""
     for call in view.nodes(ast.Call):
         function = call.func
         if not isinstance(function, ast.Attribute) or function.attr != "forward":
@@ -28,7 +28,9 @@ def check(view: FileView) -> Iterator[Violation]:
         owner = view.value(function.value)
         if owner is None or owner.kind not in {"module", "averaged"} or _is_called_otherwise(view, owner):
             continue
-        yield from _of_self(view, call, function, owner) if owner.path == "self" else _of_module(view, function, owner)
+        # A class that calls its own pass knows its hooks.
+        if owner.path != "self":
+            yield from _of_module(view, function, owner)
 
 
 def _of_module(view: FileView, function: ast.Attribute, owner: Value) -> Iterator[Violation]:
@@ -43,25 +45,6 @@ def _of_module(view: FileView, function: ast.Attribute, owner: Value) -> Iterato
         edits=(view.replaced(function, receiver),),
         safety=Safety.SAFE if owner.sure else Safety.UNSAFE,
         title="Call the module",
-        inferred=not owner.sure,
-    )
-
-
-def _of_self(view: FileView, call: ast.Call, function: ast.Attribute, owner: Value) -> Iterator[Violation]:
-    """A method of the module runs its own pass without hooks: what is called is the user's own code."""
-    inside = view.function(call).rpartition(".")[2]
-    if inside in {"forward", "__call__"}:
-        return
-    receiver = view.text(function.value)
-    lightning = view.walk.is_lightning(owner.cls)
-    yield Violation(
-        function,
-        f"{receiver}.forward() runs past the hooks of this module",
-        remedy=f"{receiver}(...)",
-        severity=Severity.INFO,
-        edits=() if lightning else (view.replaced(function, receiver),),
-        safety=Safety.MANUAL if lightning else Safety.UNSAFE,
-        title="" if lightning else "Call the module",
         inferred=not owner.sure,
     )
 
@@ -92,10 +75,10 @@ RULE = LintRule(
     remedy="Call the module.",
     safety=Safety.SAFE,
     how_safe="safe for what certainly is a module, as hooks are what was meant to run; unsafe for what was told "
-    "from a name and for `self.forward`",
+    "from a name",
     false_alarms="Without any hook on the module it makes no difference yet. `super().forward(x)`, "
-    "`Parent.forward(self, x)` and classes with a `__call__` of their own are not reported; `self.forward(x)` is an "
-    "info.",
+    "`Parent.forward(self, x)`, `self.forward(x)` inside of the class, which may skip its own hooks on purpose, and "
+    "classes with a `__call__` of their own are not reported.",
     source="dslinter W5516",
     triggers=(".forward(",),
     check=check,
