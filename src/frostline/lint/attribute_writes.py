@@ -123,14 +123,7 @@ def call_text(view: FileView, write: AttributeWrite, flag: str = "") -> str:
 
 def is_read(view: FileView, name: str) -> bool:
     """Whether a file asks anything for an attribute of this name."""
-    if any(each.attr == name and isinstance(each.ctx, ast.Load) for each in view.nodes(ast.Attribute)):
-        return True
-    for call in view.nodes(ast.Call):
-        if isinstance(call.func, ast.Name) and call.func.id in {"getattr", "hasattr"} and len(call.args) > 1:
-            asked = call.args[1]
-            if isinstance(asked, ast.Constant) and asked.value == name:
-                return True
-    return False
+    return name in view.read_attributes
 
 
 def is_an_option(view: FileView, write: AttributeWrite) -> bool:

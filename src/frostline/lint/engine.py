@@ -97,7 +97,7 @@ def _diagnostic(rule: LintRule, violation: Violation, view: FileView) -> Diagnos
         file=source.path,
         line=line_in_cell,
         column=column,
-        source=source.line_text(line).strip(),
+        source=view.line(line),
         inferred=violation.inferred,
     )
     return Diagnostic(finding, end_in_cell, end_column, fix, cell)

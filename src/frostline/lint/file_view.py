@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Flow
@@ -28,6 +28,10 @@ _FIELDS: dict[type[ast.AST], tuple[str, ...]] = {
 }
 
 
+# Generated files have lines of megabytes, with many mistakes in one line.
+_LONGEST_LINE = 500
+
+
 class FileView:
     """What a rule may ask of a file.
 
@@ -47,6 +51,7 @@ class FileView:
         self.tree = walk.tree
         self._by_type: dict[type[ast.AST], list[ast.AST]] = {}
         self._parents: dict[int, ast.AST] = {}
+        self._lines: dict[int, str] = {}
 
     def _look(self) -> None:
         """Take down all nodes, in the order of the text, and what each stands in."""
@@ -63,7 +68,7 @@ class FileView:
             if fields is None:
                 fields = _FIELDS[kind] = tuple(name for name in reversed(kind._fields) if name not in _PLAIN)
             for name in fields:
-                child = getattr(node, name, None)
+                child: Any = getattr(node, name, None)
                 if child.__class__ is list:
                     for each in reversed(child):
                         if isinstance(each, ast.AST):
@@ -127,6 +132,17 @@ class FileView:
         """What the code of this file does, in order, with what it calls put in place."""
         return flows_of(self.walk)
 
+    @cached_property
+    def read_attributes(self) -> frozenset[str]:
+        """The names of the attributes that the file asks anything for, also with ``getattr`` and ``hasattr``."""
+        names = {each.attr for each in self.nodes(ast.Attribute) if isinstance(each.ctx, ast.Load)}
+        for call in self.nodes(ast.Call):
+            if isinstance(call.func, ast.Name) and call.func.id in {"getattr", "hasattr"} and len(call.args) > 1:
+                asked = call.args[1]
+                if isinstance(asked, ast.Constant) and isinstance(asked.value, str):
+                    names.add(asked.value)
+        return frozenset(names)
+
     def text(self, node: ast.AST) -> str:
         """The text of a node."""
         return self.source.segment(node)
@@ -140,6 +156,12 @@ class FileView:
             found.append(text)
             line -= 1
         return " ".join(reversed(found))
+
+    def line(self, number: int) -> str:
+        """A line without its indentation; of a line that nobody could read, its beginning."""
+        if number not in self._lines:
+            self._lines[number] = self.source.line_text(number).strip()[:_LONGEST_LINE]
+        return self._lines[number]
 
     # Edits.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 
+
+@lru_cache(maxsize=4_096)
 def distance(one: str, other: str) -> int:
     """How many slips make one name of the other.
 

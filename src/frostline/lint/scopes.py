@@ -15,13 +15,13 @@ AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
 class Names:
     """What names and paths stand for, in one scope and those around it."""
 
-    __slots__ = ("_has_parts", "around", "own")
+    __slots__ = ("_above", "around", "own")
 
     def __init__(self, around: Names | None = None) -> None:
         self.own: dict[str, Value | None] = {}
         self.around = around
-        # The first parts of the paths in it that are longer than a name.
-        self._has_parts: set[str] = set()
+        # Paths that others in it lie, or lay, below.
+        self._above: set[str] = set()
 
     def get(self, path: str) -> Value | None:
         """What a path stands for, the innermost scope first; ``None`` if nothing is known."""
@@ -43,12 +43,12 @@ class Names:
 
     def bind(self, path: str, value: Value | None) -> None:
         """From here on a path stands for something else, and what was known below it is not known any more."""
-        root = path.partition(".")[0].partition("[")[0]
-        if root in self._has_parts:
+        if path in self._above:
             for below in [p for p in self.own if p.startswith((f"{path}.", f"{path}["))]:
                 del self.own[below]
-        if root != path:
-            self._has_parts.add(root)
+        above = path
+        while (end := max(above.rfind("."), above.rfind("["))) > 0 and (above := above[:end]) not in self._above:
+            self._above.add(above)
         self.own[path] = value
 
 
