@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from frostline.lint.events import Condition, Event, Flow, Loop
 from frostline.lint.scopes import Function
-from frostline.lint.values import RETURNED, Value
+from frostline.lint.values import RETURNED, Value, is_below
 
 if TYPE_CHECKING:
     from frostline.lint.module_walk import ModuleWalk
 
+_LONGEST_PATH = 200
 # Data of events that are paths. What `of` holds of a load or of zero_grad is a kind, which no function has as a name.
 _PATHS = frozenset({"of", "paths", "scaler"})
 # Longer than this no flow gets; what comes later is cut off, and said to be. Rules compare events with each other, so
@@ -220,12 +221,16 @@ class _Expansion:
                 continue
             placed = self._placed(walk, event, call, conditions)
             if event.what == "alias":
-                if placed.path != placed.get("of"):
-                    self._aliases[placed.path] = placed.get("of")
+                self._alias(placed.path, placed.get("of"))
             elif called is not None:
                 self._called(*called, event, placed, call)
             else:
                 self.events.append(placed)
+
+    def _alias(self, path: str, of: str) -> None:
+        """From here on a path is known by another one; not by one of its own parts, or two of them would never end."""
+        if not is_below(of, path) and len(of) <= _LONGEST_PATH:
+            self._aliases[path] = of
 
     def _conditions(self, conditions: tuple[Condition, ...], call: _Call) -> tuple[Condition, ...] | None:
         """The branches as seen from outside; ``None`` where a literal argument rules this one out."""
