@@ -1,4 +1,4 @@
-"""Lints one file: parses it, looks whether anything in it can concern a rule, and asks the rules that it can concern."""
+"""Lints one file: parses it, looks whether anything in it can concern a rule, and asks the rules that it concerns."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def lint(source: Source, project: Project | None = None) -> tuple[list[Diagnosti
     rules = [rule for rule in all_rules().values() if any(trigger in source.text for trigger in rule.triggers)]
     if not rules:
         return [], None
-    if walk is None:
-        walk = ModuleWalk(source, tree, module_name(source.path), project)
-        project.add(walk)
     try:
+        if walk is None:
+            walk = ModuleWalk(source, tree, module_name(source.path), project)
+            project.add(walk)
         return _checked(walk, rules), None
     except RecursionError:
+        # What stands half walked through is of no use to others.
+        project.forget()
         return [], Failure(source.path, TOO_DEEP)
 
 
@@ -60,7 +62,7 @@ def _checked(walk: ModuleWalk, rules: list[LintRule]) -> list[Diagnostic]:
             finding = diagnostic.finding
             # The same place is met in several flows; what is said of it first is kept.
             key = (rule.code, getattr(violation.node, "lineno", 0), getattr(violation.node, "col_offset", 0))
-            if key not in found and not _is_silenced(silenced, finding.code, violation.node, view):
+            if key not in found and not _is_silenced(silenced, finding.code, violation.node):
                 found[key] = diagnostic
     ordered = sorted(found.items(), key=lambda item: (item[0][1], item[0][2], item[0][0]))
     return [diagnostic for _, diagnostic in ordered]
@@ -71,7 +73,10 @@ def open_walk(source: Source, project: Project) -> ModuleWalk | None:
     tree = parse(source)
     if isinstance(tree, Failure):
         return None
-    return ModuleWalk(source, tree, module_name(source.path), project)
+    try:
+        return ModuleWalk(source, tree, module_name(source.path), project)
+    except RecursionError:
+        return None
 
 
 def _diagnostic(rule: LintRule, violation: Violation, view: FileView) -> Diagnostic:
@@ -103,7 +108,7 @@ def _diagnostic(rule: LintRule, violation: Violation, view: FileView) -> Diagnos
     return Diagnostic(finding, end_in_cell, end_column, fix, cell)
 
 
-def _is_silenced(silenced: Silenced, code: str, node: ast.AST, view: FileView) -> bool:
+def _is_silenced(silenced: Silenced, code: str, node: ast.AST) -> bool:
     first = getattr(node, "lineno", 0)
     last = getattr(node, "end_lineno", first)
     if isinstance(node, (ast.For, ast.While, ast.If, ast.With, ast.FunctionDef, ast.ClassDef)):

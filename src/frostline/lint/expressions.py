@@ -26,6 +26,9 @@ _BUILTINS = frozenset(
     }
 )  # fmt: skip
 
+# What has more parts than this is not looked into: what doubles in every line would come to no end.
+_LARGEST = 2_000
+
 
 class Expressions:
     """Evaluates the expressions of one file; each result is kept in ``walk.values`` by the id of its node.
@@ -43,6 +46,8 @@ class Expressions:
         """What an expression is; ``None`` if nothing is known of it."""
         handler = _HANDLERS.get(type(node))
         result = handler(self, node, frame) if handler is not None else self._children(node, frame)
+        if result is not None and result.items and result.size > _LARGEST:
+            result = None
         if result is not None:
             self._walk.values[id(node)] = result
         return result

@@ -13,7 +13,7 @@ from frostline.lint.events import Condition, Event, Loop
 from frostline.lint.expressions import Expressions
 from frostline.lint.frame import Frame
 from frostline.lint.parameter_lists import either, is_list, is_over_parts, joined, spelled_tests
-from frostline.lint.scopes import AnyFunction, Class, Function, Names, bodies, collect
+from frostline.lint.scopes import MISSING, AnyFunction, Class, Function, Missing, Names, bodies, collect
 from frostline.lint.top_level import TopLevel, absolute
 from frostline.lint.torch_names import LIGHTNING, NO_GRAD, ONLY_MODULES, is_module_class, shortest
 from frostline.lint.values import EACH, RETURNED, Value
@@ -401,9 +401,9 @@ class ModuleWalk:
             frame.emit("new", path, node, value=value)
         elif value is not None and value.cls == "torch.nn.Parameter" and isinstance(given, ast.Call):
             frame.emit("new_parameter", path, node)
-        if value is not None and value.kind == "parameter" and isinstance(target, ast.Attribute):
-            if isinstance(given, ast.Call) and value.path == path:
-                frame.emit("renew", path, node, how="parameter")
+        is_call = isinstance(given, ast.Call) and isinstance(target, ast.Attribute)
+        if is_call and value is not None and value.kind == "parameter" and value.path == path:
+            frame.emit("renew", path, node, how="parameter")
         if isinstance(target, ast.Attribute) and frame.owner and value is not None:
             base = self.values.get(id(target.value))
             if base is not None and base.path == "self" and frame.owner in self.classes:
@@ -492,29 +492,32 @@ class ModuleWalk:
         if _is_main(node.test):
             always = True
         before = frame.conditions
-        known = dict(frame.names.own)
+        names = frame.names
+        mark = names.mark()
         for arm, body in ((True, node.body), (False, node.orelse)):
             if not body or always is (not arm):
                 continue
             if always is None:
                 frame.conditions = (*before, Condition((id(node),), arm, node.test))
             if not arm:
-                after, frame.names.own = frame.names.own, known
+                one = {path: names.own.get(path, MISSING) for path in names.changed(mark)}
+                names.undo(mark)
                 self._block(body, frame)
-                frame.names.own = _merged(after, frame.names.own)
+                _merge(names, one, mark)
             else:
                 self._block(body, frame)
         if not node.orelse and always is None:
-            for path, value in known.items():
-                after = frame.names.own.get(path)
-                if value is not None and after is not None and after is not value and is_list(value):
+            for path, value in names.changed(mark).items():
+                after = names.own.get(path)
+                if isinstance(value, Value) and after is not None and after is not value and is_list(value):
                     merged = either(value, after)
-                    frame.names.own[path] = merged.at(path) if merged is not None and not merged.path else merged
+                    names.put(path, merged.at(path) if merged is not None and not merged.path else merged)
+        names.release()
         frame.conditions = before
-        if not node.orelse and isinstance(node.body[-1], ast.Continue) and frame.loops:
-            if is_over_parts(frame.loops[-1].over):
-                # What comes behind it in the loop is done to what the test has not sent on.
-                frame.conditions = (*before, Condition((id(node),), False, node.test))
+        is_sent_on = not node.orelse and isinstance(node.body[-1], ast.Continue)
+        if is_sent_on and frame.loops and is_over_parts(frame.loops[-1].over):
+            # What comes behind it in the loop is done to what the test has not sent on.
+            frame.conditions = (*before, Condition((id(node),), False, node.test))
 
     def _with(self, node: ast.With | ast.AsyncWith, frame: Frame) -> None:
         switched = 0
@@ -544,11 +547,14 @@ class ModuleWalk:
         for body in (node.body, node.orelse, node.finalbody):
             self._block(body, frame)
         # What went well is meant: `try: from a import f`, `except ImportError: f = None`.
-        bound = {path: value for path, value in frame.names.own.items() if value is not None}
+        names = frame.names
+        mark = names.mark()
         for handler in node.handlers:
             self._block(handler.body, frame)
-        if node.handlers:
-            frame.names.own.update(bound)
+        for path, value in names.changed(mark).items():
+            if isinstance(value, Value):
+                names.put(path, value)
+        names.release()
 
     def _match(self, node: ast.Match, frame: Frame) -> None:
         self.expressions.value(node.subject, frame)
@@ -567,22 +573,34 @@ _ITERABLES = frozenset({"Iterable", "Iterator", "List", "list", "Sequence", "Tup
 
 def _is_main(test: ast.expr) -> bool:
     """Whether it is ``__name__ == "__main__"``."""
-    return isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
+    return (
+        isinstance(test, ast.Compare)
+        and isinstance(test.left, ast.Name)
+        and test.left.id == "__name__"
+        and isinstance(test.ops[0], ast.Eq)
+    )
 
 
-def _merged(one: dict[str, Value | None], other: dict[str, Value | None]) -> dict[str, Value | None]:
-    """What is known behind an ``if``: what both arms agree in, or what one of them knows."""
-    result = dict(other)
-    for path, value in one.items():
-        there = other.get(path)
+def _merge(names: Names, one: dict[str, Value | Missing | None], mark: int) -> None:
+    """What is known behind an ``if``: what both arms agree in, or what one of them knows.
+
+    Args:
+        names: as they are behind the second arm.
+        one: what the first arm has changed.
+        mark: where the ``if`` begins.
+    """
+    for path, before in {**names.changed(mark), **one}.items():
+        value = one.get(path, before)
+        there = names.own.get(path)
+        if isinstance(value, Missing):
+            continue
         if there is None or value is None:
-            result[path] = value or there
+            names.put(path, value or there)
         elif there != value:
             merged = either(value, there)
             if merged is not None and not merged.path:
                 merged = merged.at(path)
-            result[path] = merged or (value if value.kind == there.kind else None)
-    return result
+            names.put(path, merged or (value if value.kind == there.kind else None))
 
 
 def plain_path(node: ast.expr) -> str:

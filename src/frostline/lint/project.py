@@ -71,6 +71,11 @@ class Project:
                 self._lines -= old.lines
                 old.forget()
 
+    def forget(self) -> None:
+        """Let go of all files."""
+        self._open.clear()
+        self._lines = 0
+
     def find(self, name: str, near: str) -> tuple[ModuleWalk, Function | Class] | None:
         """The function or class of a qualified name, through the imports of other files.
 

@@ -12,16 +12,34 @@ from frostline.lint.values import Value
 AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class Names:
-    """What names and paths stand for, in one scope and those around it."""
+class Missing:
+    """Stands for no value where ``None`` is one."""
 
-    __slots__ = ("_above", "around", "own")
+
+MISSING = Missing()
+
+
+class Names:
+    """What names and paths stand for, in one scope and those around it.
+
+    What changes in a branch can be asked for, and taken back, at a cost that depends on what changed alone.
+
+    Args:
+        around: the scope that this one stands in.
+
+    Attributes:
+        own: what is bound in this scope.
+    """
+
+    __slots__ = ("_above", "_journal", "_open", "around", "own")
 
     def __init__(self, around: Names | None = None) -> None:
         self.own: dict[str, Value | None] = {}
         self.around = around
         # Paths that others in it lie, or lay, below.
         self._above: set[str] = set()
+        self._journal: list[tuple[str, Value | Missing | None]] = []
+        self._open = 0
 
     def get(self, path: str) -> Value | None:
         """What a path stands for, the innermost scope first; ``None`` if nothing is known."""
@@ -45,11 +63,48 @@ class Names:
         """From here on a path stands for something else, and what was known below it is not known any more."""
         if path in self._above:
             for below in [p for p in self.own if p.startswith((f"{path}.", f"{path}["))]:
+                self._note(below)
                 del self.own[below]
         above = path
         while (end := max(above.rfind("."), above.rfind("["))) > 0 and (above := above[:end]) not in self._above:
             self._above.add(above)
+        self.put(path, value)
+
+    def put(self, path: str, value: Value | None) -> None:
+        """A path stands for something else; what is known below it stays known."""
+        self._note(path)
         self.own[path] = value
+
+    def _note(self, path: str) -> None:
+        if self._open:
+            self._journal.append((path, self.own.get(path, MISSING)))
+
+    def mark(self) -> int:
+        """Take down changes from here on, until :meth:`release`; gives the place that the other methods ask for."""
+        self._open += 1
+        return len(self._journal)
+
+    def release(self) -> None:
+        """What the innermost :meth:`mark` began is over."""
+        self._open -= 1
+        if not self._open:
+            self._journal.clear()
+
+    def changed(self, mark: int) -> dict[str, Value | Missing | None]:
+        """The paths that were bound or forgotten since a mark, with what they stood for then."""
+        before: dict[str, Value | Missing | None] = {}
+        for path, value in self._journal[mark:]:
+            before.setdefault(path, value)
+        return before
+
+    def undo(self, mark: int) -> None:
+        """Make everything as it was at a mark."""
+        for path, value in self.changed(mark).items():
+            if isinstance(value, Missing):
+                self.own.pop(path, None)
+            else:
+                self.own[path] = value
+        del self._journal[mark:]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 EACH = ".*"
 """What is put behind a path for one of the things that a loop goes over."""
@@ -56,6 +57,11 @@ class Value:
     def at(self, path: str) -> Value:
         """The same value under this path."""
         return replace(self, path=path)
+
+    @cached_property
+    def size(self) -> int:
+        """How many values there are in it, and in those, itself among them."""
+        return 1 + sum(item.size for item in self.items if item is not None)
 
     @property
     def owner(self) -> str:
