@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from io import StringIO
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 NOTEBOOK_SUFFIX = ".ipynb"
+_LONG_LINE = 2_000
 HEAD = 4096  # bytes; the first two lines, which may declare an encoding, are taken to lie in them
 _OPEN = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -44,7 +46,7 @@ class Source:
         'π = 4\nr = π\n'
     """
 
-    __slots__ = ("_data", "_newline", "_starts", "bom", "encoding", "notebook", "path", "text")
+    __slots__ = ("_counted", "_data", "_newline", "_starts", "bom", "encoding", "notebook", "path", "text")
 
     def __init__(
         self,
@@ -64,6 +66,8 @@ class Source:
         self._data = data
         self._starts: list[int] | None = None
         self._newline = ""
+        # Of the last long line that was asked for: how many characters lie before each byte.
+        self._counted: tuple[int, Sequence[int]] = (0, ())
 
     @property
     def is_notebook(self) -> bool:
@@ -110,12 +114,22 @@ class Source:
         if line > len(starts):
             return len(self.text)
         start = starts[line - 1]
+        if self._counted[0] == line:
+            return start + self._characters(column)
         if not self.text.isascii():
             line_text = self.text[start : starts[line] if line < len(starts) else None]
             if not line_text.isascii():
+                if len(line_text) > _LONG_LINE:
+                    self._counted = (line, _character_counts(line_text))
+                    return start + self._characters(column)
                 return start + len(line_text.encode()[: max(column, 0)].decode(errors="ignore"))
         # In some f-strings Python 3.10 and 3.11 name places that do not exist.
         return min(max(start + column, 0), len(self.text))
+
+    def _characters(self, column: int) -> int:
+        """How many characters of the long line that was counted last lie before a byte."""
+        counts = self._counted[1]
+        return counts[min(max(column, 0), len(counts) - 1)]
 
     def start(self, node: Any) -> int:
         """The offset of the first character of a node of the syntax tree."""
@@ -207,6 +221,15 @@ class Source:
             return len(self.text)
         end = starts[line] - 1
         return end - (self.text[end] == "\n" and self.text[end - 1 : end] == "\r")
+
+
+def _character_counts(text: str) -> Sequence[int]:
+    """How many whole characters lie before each byte, and before the end."""
+    counts = array("L", [0])
+    for count, char in enumerate(text):
+        counts.extend([count] * (len(char.encode(errors="surrogatepass")) - 1))
+        counts.append(count + 1)
+    return counts
 
 
 def edited(text: str, edits: Sequence[Edit]) -> str:
