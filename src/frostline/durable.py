@@ -23,7 +23,7 @@ FULL = {
 PARTIAL = ".partial"
 
 
-def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
+def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview], *, mode: int | None = None) -> None:
     """Write a file so that readers see what was there before or all of the new content, also after a power cut.
 
     The content goes to a temporary file in the same folder, is flushed to the disk, and takes the name in one step.
@@ -32,6 +32,7 @@ def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> N
     Args:
         path: the file; its folder exists.
         content: all of it, or its pieces in order, each of which is asked for when the one before it is written.
+        mode: its permissions; at no time has anybody else any. By default those of a new file.
 
     Raises:
         OSError: it cannot be written.
@@ -39,16 +40,22 @@ def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> N
     pieces = (content,) if isinstance(content, bytes) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=_for_its_owner_alone if mode is not None else None) as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _for_its_owner_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def append_file(path: Path, content: bytes) -> None:

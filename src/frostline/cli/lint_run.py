@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frostline.cli.lint_documents import Outcome
 from frostline.errors import FrostlineError
-from frostline.lint.diagnostic import Diagnostic, Failure, LintReport
-from frostline.lint.settings import Settings, read_settings
+from frostline.lint.diagnostic import Diagnostic, LintReport
+from frostline.lint.settings import Settings, read_settings, read_settings_file
+
+if TYPE_CHECKING:
+    from frostline.lint.fix_files import FixReport
 
 STDIN = "-"
-# One fix may make room for another; what is not done after so many rounds never will be.
-_ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,8 @@ def lint_files(
         return Work(lint_paths(paths, settings, jobs=jobs, cache=cache))
     from frostline.lint.fix_files import fix_paths
 
-    done = fix_paths(paths, settings, unsafe=settings.unsafe_fixes, write=write)
-    failures = tuple(dict.fromkeys([*done.report.failures, *done.failures]))
-    return Work(replace(done.report, failures=failures), done.applied, done.diff)
+    done = fix_paths(paths, settings, unsafe=settings.unsafe_fixes, write=write, jobs=jobs, cache=cache)
+    return Work(_with_all_failures(done), done.applied, done.diff)
 
 
 def listed(option: str, given: Sequence[str] | None) -> list[str]:
@@ -98,11 +99,11 @@ def settings_for(paths: Sequence[Path], *, config: Path | None, isolated: bool) 
         return read_settings(first)
     if not config.is_file():
         raise FrostlineError(f"--config {config}: there is no such file.\n  fix: the path of a pyproject.toml")
-    found = read_settings(config)
-    if found.file is None or not found.file.samefile(config):
+    found = read_settings_file(config)
+    if found is None:
         raise FrostlineError(
             f"--config {config}: it has no table [tool.frostline.lint].\n"
-            "  fix: a pyproject.toml that has one, or --isolated for none"
+            "  fix: a file that has one, or --isolated for none"
         )
     return found
 
@@ -133,27 +134,20 @@ def lint_stdin(data: bytes, name: str, settings: Settings, *, fix: bool) -> Work
     Raises:
         LintSettingsError: a rule does not exist.
     """
-    from frostline.lint.fixes import apply_fixes, unified_diff
-    from frostline.lint.run import lint_source
-    from frostline.lint.source import source_from_bytes
-
-    report = lint_source(data, name, settings)
     if not fix:
-        return Work(report)
-    original = source_from_bytes(data, name)
-    if isinstance(original, Failure) or report.failures:
-        return Work(report, content=data)
-    source, applied = original, list[Diagnostic]()
-    for _ in range(_ROUNDS):
-        changed, made = apply_fixes(source, report.diagnostics, unsafe=settings.unsafe_fixes)
-        if not made:
-            break
-        after = lint_source(changed.to_bytes(), name, settings)
-        if after.failures:  # a fix that breaks the file is not made
-            break
-        source, report = changed, after
-        applied += made
-    return Work(report, tuple(applied), unified_diff(original, source), source.to_bytes())
+        from frostline.lint.run import lint_source
+
+        return Work(lint_source(data, name, settings))
+    from frostline.lint.fix_files import fix_source
+
+    done = fix_source(data, name, settings, unsafe=settings.unsafe_fixes)
+    content = done.sources[name].to_bytes() if name in done.sources else data
+    return Work(_with_all_failures(done), done.applied, done.diff, content)
+
+
+def _with_all_failures(done: FixReport) -> LintReport:
+    """What is left, with the files that could not be linted or mended."""
+    return replace(done.report, failures=tuple(dict.fromkeys([*done.report.failures, *done.failures])))
 
 
 def against(work: Work, baseline: Path | None) -> Outcome:

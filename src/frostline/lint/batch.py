@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from frostline.lint.diagnostic import Failure
 from frostline.lint.engine import lint, open_walk
 from frostline.lint.module_walk import ModuleWalk
 from frostline.lint.project import Project
-from frostline.lint.source import Source, source_from_bytes
+from frostline.lint.source import Source, read_content, source_from_bytes
 
 # What is let go of is freed at once, but for a little that stands in circles; that is looked for after so many lines.
 _LINES_BETWEEN_COLLECTIONS = 200_000
@@ -23,10 +23,12 @@ class Batch:
 
     Args:
         paths: name, as it is printed, to path, of all files.
+        contents: name to content, of files that are not taken as they are on the disk.
     """
 
-    def __init__(self, paths: dict[str, str]) -> None:
+    def __init__(self, paths: Mapping[str, str], contents: Mapping[str, bytes] | None = None) -> None:
         self._paths = paths
+        self._contents = contents or {}
         self._project = Project(paths, self._open, self._text)
 
     def lint(self, names: Sequence[str]) -> list[tuple[str, Result]]:
@@ -51,19 +53,14 @@ class Batch:
         if isinstance(source, Failure):
             result.failure = source
             return result
-        project = self._project
-        project.asked, project.missed, project.asked_callers = set(), False, False
-        result.diagnostics, result.failure = lint(source, project)
+        result.diagnostics, result.failure = lint(source, self._project)
         result.lines = source.text.count("\n") + (not source.text.endswith("\n") and bool(source.text))
-        result.asked = frozenset(project.asked)
-        result.missed, result.asked_callers = project.missed, project.asked_callers
+        result.depends = self._project.depends_on(name)
         return result
 
     def _bytes(self, name: str) -> bytes | Failure:
-        try:
-            return Path(self._paths[name]).read_bytes()
-        except OSError as error:
-            return Failure(name, (error.strerror or str(error)).lower())
+        content = self._contents.get(name)
+        return content if content is not None else read_content(Path(self._paths[name]), name)
 
     def _source(self, name: str) -> Source | None:
         data = self._bytes(name)
@@ -80,7 +77,7 @@ class Batch:
 
 
 @contextmanager
-def _collector_resting() -> Iterator[None]:
+def _collector_resting() -> Generator[None, None, None]:
     """No garbage collection inside, which would walk through every tree again and again."""
     was_on = gc.isenabled()
     gc.disable()
@@ -91,16 +88,17 @@ def _collector_resting() -> Iterator[None]:
             gc.enable()
 
 
-_batch: Batch | None = None
+class Worker:
+    """What a process keeps between two pieces of work."""
 
+    _batch: Batch
 
-def start(paths: dict[str, str]) -> None:
-    """Begin the work of a process."""
-    global _batch
-    _batch = Batch(paths)
+    @classmethod
+    def start(cls, paths: Mapping[str, str], contents: Mapping[str, bytes]) -> None:
+        """Begin the work of a process; the arguments are those of :class:`Batch`."""
+        cls._batch = Batch(paths, contents)
 
-
-def work(names: Sequence[str]) -> list[tuple[str, Result]]:
-    """Lint some of the files in the process that :func:`start` began."""
-    assert _batch is not None
-    return _batch.lint(names)
+    @classmethod
+    def work(cls, names: Sequence[str]) -> list[tuple[str, Result]]:
+        """Lint some of the files, in a process in which :meth:`start` was called."""
+        return cls._batch.lint(names)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +15,10 @@ from typing import Any, cast
 from frostline import __version__
 from frostline.durable import replace_file
 from frostline.lint.diagnostic import Diagnostic, Failure
+from frostline.lint.project import Dependencies, name_of
 from frostline.lint.stored import diagnostic_from, diagnostic_to, failure_from, failure_to
 
-_SCHEMA = 1
+_SCHEMA = 2
 _FILE = "lint.json"
 
 
@@ -29,18 +31,14 @@ class Result:
         diagnostics: what all rules found.
         failure: why it could not be linted.
         lines: how many it has.
-        asked: the files that it imports from, as far as that mattered.
-        missed: it imports a name that none of the files had.
-        asked_callers: it mattered who imports from it.
+        depends: what else it rests on.
     """
 
     digest: str
     diagnostics: list[Diagnostic] = field(default_factory=list)
     failure: Failure | None = None
     lines: int = 0
-    asked: frozenset[str] = frozenset()
-    missed: bool = False
-    asked_callers: bool = False
+    depends: Dependencies = field(default_factory=Dependencies)
 
 
 class Cache:
@@ -51,13 +49,15 @@ class Cache:
 
     Args:
         folder: where it lies; ``None`` keeps nothing.
-        digests: the content of each file of this run, by its name.
+        digests: the content of each file of this run, by its name; "" of those that cannot be read.
     """
 
     def __init__(self, folder: Path | None, digests: Mapping[str, str]) -> None:
         self._folder = folder
         self._digests = digests
-        self._names = digest("\n".join(sorted(digests)).encode())
+        self._by_name: dict[str, list[str]] = {}
+        for name in sorted(digests):
+            self._by_name.setdefault(name_of(name), []).append(name)
         self._all = digest("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode())
         self._here = str(Path.cwd())
         self._entries: dict[str, Any] = self._read()
@@ -82,9 +82,9 @@ class Cache:
 
     def _holds(self, name: str, entry: dict[str, Any]) -> bool:
         return (
-            entry["digest"] == self._digests[name]
+            entry["digest"] == self._digests[name] != ""
             and all(self._digests.get(each) == before for each, before in entry["asked"].items())
-            and entry["names"] in ("", self._names)
+            and all(self._files_called(each) == before for each, before in entry["names"].items())
             and entry["all"] in ("", self._all)
         )
 
@@ -96,10 +96,15 @@ class Cache:
             "diagnostics": [diagnostic_to(each) for each in result.diagnostics],
             "failure": failure_to(result.failure) if result.failure is not None else None,
             "lines": result.lines,
-            "asked": {each: self._digests.get(each, "") for each in sorted(result.asked) if each != name},
-            "names": self._names if result.missed or result.asked else "",
-            "all": self._all if result.asked_callers else "",
+            "asked": {each: self._digests.get(each, "") for each in sorted(result.depends.files)},
+            "names": {each: self._files_called(each) for each in sorted(result.depends.names)},
+            "all": self._all if result.depends.callers else "",
         }
+
+    def _files_called(self, name: str) -> str:
+        """Which files have a name; most names are those of libraries, and none has."""
+        files = self._by_name.get(name)
+        return digest("\n".join(files).encode()) if files else ""
 
     def write(self) -> None:
         """Write it, if anything changed; files that are gone are forgotten."""
@@ -146,16 +151,11 @@ def digest(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
-_known_version = ""
-
-
+@lru_cache(maxsize=1)
 def _version() -> str:
     """Of the rules and of Python, whose parser decides what a file means."""
-    global _known_version
-    if not _known_version:
-        parts = [__version__, ".".join(map(str, sys.version_info[:3]))]
-        here = Path(__file__).parent
-        # In a checkout the rules change while the version does not.
-        parts += [f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(here.rglob("*.py"))]
-        _known_version = digest("\n".join(parts).encode())
-    return _known_version
+    parts = [__version__, ".".join(map(str, sys.version_info[:3]))]
+    here = Path(__file__).parent
+    # In a checkout the rules change while the version does not.
+    parts += [f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(here.rglob("*.py"))]
+    return digest("\n".join(parts).encode())

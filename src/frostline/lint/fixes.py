@@ -89,7 +89,7 @@ def write_source(path: Path, source: Source) -> None:
         # Only the folder has to be writable for a file to be replaced, and to root every file is writable.
         if not status.st_mode & 0o222 or not os.access(target, os.W_OK):
             raise CannotWrite(f"{path} cannot be written: it is read-only\n  fix: chmod u+w {path}")
-        replace_file(target, content)
+        replace_file(target, content, mode=stat.S_IMODE(status.st_mode))
         with suppress(OSError):
             if hasattr(os, "chown") and (os.getuid(), os.getgid()) != (status.st_uid, status.st_gid):
                 os.chown(target, status.st_uid, status.st_gid)

@@ -419,7 +419,7 @@ def _other(walk: ModuleWalk, event: Event) -> tuple[ModuleWalk, Function] | None
     """The function that an event of a file calls."""
     file: str = event.data["file"]
     # What another file holds may have been let go of since; it is opened again then.
-    other = walk if file == walk.source.path else walk.project.open(file)
+    other = walk if file == walk.source.path else walk.project.open(file, walk.source.path)
     if other is None or event.data["callee"] not in other.functions:
         return None
     return other, other.function(event.data["callee"])

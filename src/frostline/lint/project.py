@@ -6,6 +6,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +14,23 @@ if TYPE_CHECKING:
     from frostline.lint.scopes import Class, Function
 
 # Trees of this many lines are kept in memory for those who import from them.
-_MOST_LINES = 60_000
+_MOST_LINES = 150_000
 _FROM = re.compile(r"^[ \t]*from[ \t]+[\w.]+[ \t]+import[ \t]*(\([^)]*\)|[^\n#]*)", re.M)
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What the findings in a file rest on, besides its own text.
+
+    Attributes:
+        files: what is in these files.
+        names: which files there are by these names: ``helpers`` is that of ``helpers.py`` and ``helpers/__init__.py``.
+        callers: which names the other files import.
+    """
+
+    files: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    callers: bool = False
 
 
 class Project:
@@ -25,10 +41,6 @@ class Project:
         open_file: reads one and gives what is in it, or ``None`` where it is no Python.
         read_text: its text, or "".
 
-    Attributes:
-        asked: the files that were looked into since it was last emptied: what a result depends on.
-        missed: whether a name was asked for that none of the files has.
-        asked_callers: whether it was asked who imports a name.
     """
 
     def __init__(
@@ -47,9 +59,10 @@ class Project:
         self._opening: set[str] = set()
         self._lines = 0
         self._imported: dict[str, int] | None = None
-        self.asked: set[str] = set()
-        self.missed = False
-        self.asked_callers = False
+        # By the file that asked: the files that were opened for it, and what it looked for.
+        self._asked: dict[str, set[str]] = {}
+        self._looked: dict[str, set[str]] = {}
+        self._asked_callers: set[str] = set()
 
     def add(self, walk: ModuleWalk) -> None:
         """Keep what is in a file for those who import from it."""
@@ -93,7 +106,7 @@ class Project:
             file = self._file(parts[:cut], near)
             if file is None:
                 continue
-            walk = self.open(file)
+            walk = self.open(file, near)
             if walk is None:
                 return None
             rest = ".".join(parts[cut:])
@@ -112,9 +125,25 @@ class Project:
             return None
         return None
 
-    def open(self, file: str) -> ModuleWalk | None:
-        """What is in one of the files; ``None`` where it is no Python, or is being opened."""
-        self.asked.add(file)
+    def depends_on(self, file: str) -> Dependencies:
+        """What was asked for to lint a file, and to know what is in the files that it was asked of."""
+        files = {file}
+        waiting = [file]
+        while waiting:
+            more = self._asked.get(waiting.pop(), set()) - files
+            files |= more
+            waiting += more
+        looked = frozenset[str]().union(*(self._looked.get(each, ()) for each in files))
+        return Dependencies(frozenset(files - {file}), looked, not files.isdisjoint(self._asked_callers))
+
+    def open(self, file: str, near: str) -> ModuleWalk | None:
+        """What is in one of the files; ``None`` where it is no Python, or is being opened.
+
+        Args:
+            file: its path.
+            near: the path of the file that asks.
+        """
+        self._asked.setdefault(near, set()).add(file)
         if file in self._open:
             self._open.move_to_end(file)
             return self._open[file]
@@ -134,21 +163,17 @@ class Project:
     def _file(self, parts: list[str], near: str) -> str | None:
         """The file of a module: the one whose path ends so; of several, the one with most folders in common."""
         here = near.rpartition(os.sep)[0]
+        self._looked.setdefault(near, set()).add(parts[-1])
         key = (tuple(parts), here)
         if key not in self._found:
             self._found[key] = self._looked_up(key[0], tuple(here.split(os.sep)))
-        file = self._found[key]
-        if file is None:
-            # A name of a library is no miss: a new file by that name is unlikely enough.
-            self.missed = self.missed or parts[0] not in _LIBRARIES
-        return file
+        return self._found[key]
 
     def _looked_up(self, parts: tuple[str, ...], here: tuple[str, ...]) -> str | None:
         if self._by_last is None:
             self._by_last = {}
             for file in sorted(self._files):
-                folders = tuple(file.rpartition(".")[0].split(os.sep))
-                folders = folders[:-1] if folders[-1] == "__init__" else folders
+                folders = _dotted(file)
                 if folders:
                     self._by_last.setdefault(folders[-1], []).append((folders, file))
         found = [each for each in self._by_last.get(parts[-1], ()) if each[0][-len(parts) :] == parts]
@@ -156,7 +181,7 @@ class Project:
 
     def is_imported(self, name: str, file: str) -> bool:
         """Whether another of the files imports this name from anywhere."""
-        self.asked_callers = True
+        self._asked_callers.add(file)
         if self._imported is None:
             self._imported = {}
             for each in self._files:
@@ -173,14 +198,20 @@ class Project:
         return self._imports[file]
 
 
-_LIBRARIES = frozenset(
-    {
-        "torch", "torchvision", "torchaudio", "timm", "transformers", "numpy", "builtins", "os", "sys", "math", "re",
-        "typing", "copy", "json", "random", "time", "collections", "itertools", "functools", "pathlib", "logging",
-        "argparse", "dataclasses", "warnings", "abc", "contextlib", "inspect", "enum", "tqdm", "sklearn", "scipy", "PIL",
-        "pandas", "matplotlib", "lightning", "pytorch_lightning", "accelerate", "torchmetrics", "datasets",
-    }
-)  # fmt: skip
+def _dotted(file: str) -> tuple[str, ...]:
+    """The folders of a module and its name, as a dotted import names them."""
+    parts = tuple(file.rpartition(".")[0].split(os.sep))
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def name_of(file: str) -> str:
+    """The name by which a file is imported, without the packages it lies in.
+
+    Example:
+        >>> name_of("pkg/helpers.py"), name_of("pkg/__init__.py"), name_of("__init__.py")
+        ('helpers', 'pkg', '')
+    """
+    return "".join(_dotted(file)[-1:])
 
 
 def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[int, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from frostline.lint.batch import Batch, start, work
+from frostline.lint.batch import Batch, Worker
 from frostline.lint.cache import Cache, Result, digest
 from frostline.lint.diagnostic import Diagnostic, Failure, LintReport
 from frostline.lint.discovery import FoundFile, find_files
@@ -16,7 +16,7 @@ from frostline.lint.engine import forget_packages, lint
 from frostline.lint.rules import all_rules
 from frostline.lint.selection import RuleSelection
 from frostline.lint.settings import Settings
-from frostline.lint.source import source_from_bytes
+from frostline.lint.source import read_content, source_from_bytes
 
 # A process costs a tenth of a second; below this many bytes of source a second one does not pay.
 _WORTH_A_PROCESS = 400_000
@@ -25,9 +25,14 @@ _PIECES = 6
 
 
 def lint_paths(
-    paths: Sequence[Path], settings: Settings, *, jobs: int | None = None, cache: bool = True
+    paths: Sequence[Path],
+    settings: Settings,
+    *,
+    jobs: int | None = None,
+    cache: bool = True,
+    contents: Mapping[str, bytes] | None = None,
 ) -> LintReport:
-    """Lint files, and the Python files and notebooks in folders. No file is changed, and nothing in them is run.
+    r"""Lint files, and the Python files and notebooks in folders. No file is changed, and nothing in them is run.
 
     The same files give the same report, however many processes share the work, with or without a cache.
 
@@ -36,6 +41,7 @@ def lint_paths(
         settings: which rules, and what is left out.
         jobs: how many processes; by default as many as there are cores, where there is enough to do.
         cache: keep results in ``settings.cache_folder``, and take from there what has not changed.
+        contents: what files hold that are not to be taken as they are on the disk, by the names that are printed.
 
     Returns:
         What was found, by file and place, and which files could not be read or parsed.
@@ -46,7 +52,7 @@ def lint_paths(
     Example:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "train.py"
-        >>> _ = file.write_text("for p in model.parameters():\\n    p.require_grad = False\\n")
+        >>> _ = file.write_text("for p in model.parameters():\n    p.require_grad = False\n")
         >>> report = lint_paths([file], Settings(), cache=False)
         >>> [(each.finding.code, each.finding.line) for each in report.diagnostics]
         [('F101', 2)]
@@ -54,7 +60,7 @@ def lint_paths(
     selection = RuleSelection.from_settings(settings, all_rules().keys())
     forget_packages()
     files, failures = find_files(paths, settings)
-    results = _results(files, settings, jobs, cache)
+    results = _results(files, settings, jobs, cache, contents or {})
     diagnostics: list[Diagnostic] = []
     lines = 0
     for file in files:
@@ -99,19 +105,17 @@ def lint_source(data: bytes, name: str, settings: Settings) -> LintReport:
 
 
 def _results(
-    files: Sequence[FoundFile], settings: Settings, jobs: int | None, keep: bool
+    files: Sequence[FoundFile], settings: Settings, jobs: int | None, keep: bool, contents: Mapping[str, bytes]
 ) -> dict[str, tuple[Result, bool]]:
     """The result of each file, and whether it was in the cache."""
     paths = {file.name: str(file.path) for file in files}
     digests: dict[str, str] = {}
     sizes: dict[str, int] = {}
     for name, path in paths.items():
-        try:
-            data = Path(path).read_bytes()
-        except OSError:
-            data = b""
-        sizes[name] = len(data)
-        digests[name] = digest(data) if keep else ""
+        content = contents.get(name)
+        data = content if content is not None else read_content(Path(path), name)
+        sizes[name] = 0 if isinstance(data, Failure) else len(data)
+        digests[name] = digest(data) if keep and not isinstance(data, Failure) else ""
     known = Cache(settings.cache_folder if keep else None, digests)
     results: dict[str, tuple[Result, bool]] = {}
     for name in paths:
@@ -119,9 +123,9 @@ def _results(
         if before is not None:
             results[name] = (before, True)
     missing = [name for name in paths if name not in results]
-    for name, result in _linted(missing, paths, sizes, jobs):
+    for name, result in _linted(missing, paths, contents, sizes, jobs):
         # A file that changed since it was read first, or cannot be read, is not kept.
-        if keep and result.digest == digests[name]:
+        if keep and result.digest == digests[name] != "":
             known.put(name, result)
         results[name] = (result, False)
     known.write()
@@ -129,21 +133,22 @@ def _results(
 
 
 def _linted(
-    names: list[str], paths: dict[str, str], sizes: dict[str, int], jobs: int | None
+    names: list[str], paths: dict[str, str], contents: Mapping[str, bytes], sizes: dict[str, int], jobs: int | None
 ) -> list[tuple[str, Result]]:
+    """What was found in some of the files, in their order."""
     total = sum(sizes[name] for name in names)
     wanted = jobs if jobs is not None else min(_cores(), total // _WORTH_A_PROCESS)
     processes = max(1, min(wanted, len(names)))
     if processes == 1:
-        return Batch(paths).lint(names)
+        return Batch(paths, contents).lint(names)
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     # A fork has everything imported; with threads about, which may hold locks, it is not safe.
     method = "fork" if sys.platform == "linux" and threading.active_count() == 1 else "spawn"
     pieces = _pieces(names, sizes, total // (processes * _PIECES) + 1)
-    with ProcessPoolExecutor(processes, get_context(method), start, (paths,)) as pool:
-        return [each for found in pool.map(work, pieces) for each in found]
+    with ProcessPoolExecutor(processes, get_context(method), Worker.start, (paths, dict(contents))) as pool:
+        return [each for found in pool.map(Worker.work, pieces) for each in found]
 
 
 def _pieces(names: list[str], sizes: dict[str, int], size: int) -> list[list[str]]:

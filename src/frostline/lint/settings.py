@@ -146,6 +146,19 @@ def read_settings(start: Path) -> Settings:
     return Settings()
 
 
+def read_settings_file(file: Path) -> Settings | None:
+    """The settings in one file, whatever it is called; ``None`` where it has no table ``[tool.frostline.lint]``.
+
+    Args:
+        file: in TOML; one that does not exist has none.
+
+    Raises:
+        LintSettingsError: as for :func:`read_settings`.
+        MissingExtra: likewise.
+    """
+    return _read(Path(os.path.abspath(file)))
+
+
 def _read(file: Path) -> Settings | None:
     """The settings in one file; ``None`` where it has none."""
     try:

@@ -252,6 +252,17 @@ def read_source(path: Path, name: str) -> Source | Failure:
     Returns:
         The source, or why there is none; never an error.
     """
+    data = read_content(path, name)
+    return data if isinstance(data, Failure) else source_from_bytes(data, name)
+
+
+def read_content(path: Path, name: str) -> bytes | Failure:
+    """All bytes of a file, or why they cannot be had; never an error.
+
+    Args:
+        path: the file.
+        name: the path as it is printed.
+    """
     try:
         # Without waiting: nobody may ever write to a pipe that happens to be called pipe.py.
         handle = os.open(path, _OPEN)
@@ -260,12 +271,11 @@ def read_source(path: Path, name: str) -> Source | Failure:
             os.close(handle)
             return Failure(name, "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file")
         with open(handle, "rb", buffering=0) as file:
-            data = file.readall()
+            return file.readall()
     except OSError as error:
         return Failure(name, _reason(error))
     except ValueError as error:  # a path with a null character
         return Failure(name, str(error))
-    return source_from_bytes(data, name)
 
 
 def source_from_bytes(data: bytes, name: str) -> Source | Failure:
