@@ -77,7 +77,7 @@ class Cache:
                 failure=failure_from(entry["failure"], name) if entry["failure"] else None,
                 lines=int(entry["lines"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
     def _holds(self, name: str, entry: dict[str, Any]) -> bool:
@@ -118,7 +118,8 @@ class Cache:
             ignored = self._folder / ".gitignore"
             if not ignored.exists():
                 ignored.write_text("*\n", encoding="ascii")
-            replace_file(self._folder / _FILE, json.dumps(data, separators=(",", ":")).encode())
+            content = json.dumps(data, separators=(",", ":")).encode()
+            replace_file(self._folder / _FILE, f"{digest(content)}\n".encode() + content)
 
     def _key(self, name: str) -> str:
         # What is printed depends on the working directory, and so do names.
@@ -132,7 +133,9 @@ class Cache:
         if self._folder is None:
             return {}
         try:
-            data = json.loads((self._folder / _FILE).read_bytes())
+            told, _, content = (self._folder / _FILE).read_bytes().partition(b"\n")
+            # A single letter of it that is another one could make a finding disappear.
+            data = json.loads(content) if told.decode() == digest(content) else None
         except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(data, dict) or data.get("schema") != _SCHEMA or data.get("version") != _version():  # pyright: ignore[reportUnknownMemberType]
