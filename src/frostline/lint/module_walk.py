@@ -145,8 +145,15 @@ class ModuleWalk:
                     self._methods.setdefault(function.owner, {})[name] = function
         return self._methods.get(owner, {})
 
-    def ancestry(self, cls: str, depth: int = 0) -> list[tuple[ModuleWalk, Class]]:
+    def ancestry(self, cls: str) -> list[tuple[ModuleWalk, Class]]:
         """A class and its bases, as far as they are in the files."""
+        key = (cls, self.source.path)
+        known = self.project.ancestries
+        if key not in known:
+            known[key] = self._ancestry(cls, 0)
+        return known[key]
+
+    def _ancestry(self, cls: str, depth: int) -> list[tuple[ModuleWalk, Class]]:
         found = self.find(cls) if depth < 8 else None
         if found is None or not isinstance(found[1], Class):
             return []
@@ -154,7 +161,7 @@ class ModuleWalk:
         result = [(walk, owner)]
         for base in walk.bases(owner):
             if base != cls:
-                result += walk.ancestry(base, depth + 1)
+                result += walk._ancestry(base, depth + 1)
         return result
 
     def bases(self, owner: Class) -> list[str]:
@@ -220,11 +227,16 @@ class ModuleWalk:
             # Counted line by line, because a walk over the tree would cost more than all the rest.
             self._asked_for_parts = []
             line, at = 1, 0
-            for found in _ASKED.finditer(self.source.text):
-                line += self.source.text.count("\n", at, found.start())
+            text = self.source.text
+            for found in _ASKED.finditer(text):
+                line += text.count("\n", at, found.start())
                 at = found.start()
-                self._asked_for_parts.append((line, found[1]))
+                path = _PATH_BEFORE.search(text, max(at - 100, 0), at)
+                if path:
+                    self._asked_for_parts.append((line, path[0]))
         first, last = (node.lineno, node.end_lineno or node.lineno) if node is not None else (1, self.lines)
+        if not self._asked_for_parts:
+            return frozenset()
         return frozenset(path for line, path in self._asked_for_parts if first <= line <= last)
 
     def _around(self, function: Function) -> Names:
@@ -567,7 +579,8 @@ class ModuleWalk:
                 self.expressions.value(child, frame)
 
 
-_ASKED = re.compile(rf"\b([A-Za-z_][\w.]*)\.(?:{'|'.join(sorted(ONLY_MODULES))})\b")
+_ASKED = re.compile(rf"\.(?:{'|'.join(sorted(ONLY_MODULES))})\b")
+_PATH_BEFORE = re.compile(r"[A-Za-z_][\w.]*$")
 _ITERABLES = frozenset({"Iterable", "Iterator", "List", "list", "Sequence", "Tuple", "tuple", "Generator", "Set"})
 
 

@@ -41,6 +41,9 @@ class Project:
         open_file: reads one and gives what is in it, or ``None`` where it is no Python.
         read_text: its text, or "".
 
+    Attributes:
+        ancestries: by class and the file that asked for it: the class with its bases; kept here, because it is gone
+            when a file is let go of.
     """
 
     def __init__(
@@ -58,6 +61,9 @@ class Project:
         self._open: OrderedDict[str, ModuleWalk | None] = OrderedDict()
         self._opening: set[str] = set()
         self._lines = 0
+        # By name and the file that asked for it: what was found, as long as no file is let go of.
+        self._names: dict[tuple[str, str], tuple[ModuleWalk, Function | Class] | None] = {}
+        self.ancestries: dict[tuple[str, str], list[tuple[ModuleWalk, Class]]] = {}
         self._imported: dict[str, int] | None = None
         # By the file that asked: the files that were opened for it, and what it looked for.
         self._asked: dict[str, set[str]] = {}
@@ -79,6 +85,8 @@ class Project:
     def trim(self) -> None:
         """Let go of the files that were not asked for in a long time; not while one is being linted."""
         while self._lines > _MOST_LINES:
+            self._names.clear()
+            self.ancestries.clear()
             _, old = self._open.popitem(last=False)
             if old is not None:
                 self._lines -= old.lines
@@ -86,6 +94,8 @@ class Project:
 
     def forget(self) -> None:
         """Let go of all files."""
+        self._names.clear()
+        self.ancestries.clear()
         self._open.clear()
         self._lines = 0
 
@@ -96,7 +106,10 @@ class Project:
             name: as the file that uses it imported it: ``package.module.name``.
             near: the path of that file.
         """
-        return self._find(name, near, 0)
+        key = (name, near)
+        if key not in self._names:
+            self._names[key] = self._find(name, near, 0)
+        return self._names[key]
 
     def _find(self, name: str, near: str, depth: int) -> tuple[ModuleWalk, Function | Class] | None:
         if depth > 8 or not self._files:
