@@ -194,11 +194,21 @@ class FileView:
         return Edit(at, at, f"{self.source.indent_of(statement.lineno)}{text}{self.source.newline}")
 
     def argument_added(self, call: ast.Call, text: str) -> Edit:
-        """An edit that adds an argument at the end of a call."""
+        """An edit that adds an argument behind the others of a call; trailing commas and comments stay."""
         end = self.source.end(call) - 1
-        inside = self.source.text[self.source.end(call.func) : end].rstrip()
-        given = [*call.args, *(keyword.value for keyword in call.keywords)]
-        at = self.source.end(call.func) + len(inside)
+        given = [*call.args, *call.keywords]
         if not given:
             return Edit(end, end, text)
-        return Edit(at, at, f" {text}" if inside.endswith(",") else f", {text}")
+        at = max(self.source.end(each) for each in given)
+        if at > end:  # a lone generator, which has no brackets of its own
+            start = self.source.end(call.func)
+            return Edit(start, end + 1, f"({self.source.text[start : end + 1]}, {text})")
+        between, seen = self.source.text, at
+        while seen < end:
+            if between[seen] == "#":
+                seen = self.source.offset(self.source.position(seen)[0] + 1, 0)
+                continue
+            seen += 1
+            if between[seen - 1] == ")":  # of an argument in brackets
+                at = seen
+        return Edit(at, at, f", {text}")

@@ -113,7 +113,7 @@ def test_the_installed_torch_is_reentrant_by_default():
     ("before", "after"),
     [
         ("checkpoint(block, x)", "checkpoint(block, x, use_reentrant=False)"),
-        ("checkpoint(\n    block,\n    x,\n)", "checkpoint(\n    block,\n    x, use_reentrant=False\n)"),
+        ("checkpoint(\n    block,\n    x,\n)", "checkpoint(\n    block,\n    x, use_reentrant=False,\n)"),
         ("checkpoint(block, x, use_reentrant=True)", "checkpoint(block, x, use_reentrant=False)"),
         (
             "model.gradient_checkpointing_enable()",

@@ -162,7 +162,7 @@ def test_silent(name, find):
         ("x = F.dropout(x, 0.5)", "x = F.dropout(x, 0.5, training=self.training)"),
         (
             "x = F.dropout(\n            x,\n        )",
-            "x = F.dropout(\n            x, training=self.training\n        )",
+            "x = F.dropout(\n            x, training=self.training,\n        )",
         ),
         ("x = nn.Dropout(0.5)(x)", "x = nn.Dropout(0.5).train(self.training)(x)"),
     ],
