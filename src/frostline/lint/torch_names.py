@@ -1,6 +1,7 @@
 """Names of torch and its kin, as data: which make modules, optimizers, wrappers ..., and what their methods give.
 
-Source: the public documentation of torch 2.13, torchvision 0.28, timm 1.0, transformers 5, accelerate 1.15, lightning 2.6.
+Source: the public documentation of torch 2.13, torchvision 0.28, timm 1.0, transformers 5, accelerate 1.15 and
+lightning 2.6.
 """
 
 from __future__ import annotations
@@ -166,6 +167,8 @@ NO_GRAD = frozenset({"torch.no_grad", "torch.inference_mode"})
 CLIPS = frozenset({"torch.nn.utils.clip_grad_norm_", "torch.nn.utils.clip_grad_value_"})
 WRITES = re.compile(r"^(copy_|fill_|zero_|normal_|uniform_|add_|sub_|mul_|div_|clamp_|lerp_|addcmul_|set_)$")
 """Tensor methods that write into a parameter."""
+METRICS = re.compile(r"(^|_)(acc|accuracy|correct|auc|f1|iou|dice|topk|argmax|confusion|metric|psnr|ssim|top1)", re.I)
+"""Functions and methods that count or compare what only validation needs."""
 
 
 def is_module_class(name: str) -> bool:
