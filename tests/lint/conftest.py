@@ -68,7 +68,10 @@ def check() -> Callable[..., list[Diagnostic]]:
 
 @pytest.fixture
 def fixed() -> Callable[..., str]:
-    """``fixed(text, code, unsafe=False)``: the text with the fixes of one rule; it parses, and a second run changes nothing."""
+    """``fixed(text, code, unsafe=False)``: the text with the fixes of one rule.
+
+    It parses, and a second run changes nothing.
+    """
 
     def mended(text: str, code: str, *, unsafe: bool = False) -> str:
         source = source_of(text)

@@ -29,8 +29,8 @@ class Fix:
 
     Attributes:
         edits: they do not overlap, and are in the order of the text.
-        safety: ``safe`` where the meaning that was intended is the only thing that changes, ``unsafe`` where the program
-            may compute something else than was wanted.
+        safety: ``safe`` where the meaning that was intended is the only thing that changes, ``unsafe`` where the
+            program may compute something else than was wanted.
         title: what it does, in the imperative: ``Rename to requires_grad``.
     """
 
@@ -44,8 +44,8 @@ class Diagnostic:
     """One mistake in a file.
 
     Attributes:
-        finding: code, severity, message, evidence, remedy, file, line, column and the text of the line; ``where`` is the
-            function it stands in. In a notebook, line and column count within the cell.
+        finding: code, severity, message, evidence, remedy, file, line, column and the text of the line; ``where`` is
+            the function it stands in. In a notebook, line and column count within the cell.
         end_line: the last line of what is wrong, from 1.
         end_column: the column behind its last character, from 1.
         fix: how it is mended; ``None`` where that takes a person.

@@ -67,10 +67,12 @@ class Event:
             - ``hold``: ``frostline.freeze`` or ``frostline.frozen``.
             - ``new``: a module was made and named: ``value`` is its :class:`Value`; ``replaces`` if the path is an
               attribute of another object than ``self`` in its ``__init__``.
-            - ``renew``: a module got parameters of its own anew: ``how`` is ``resize`` (``resize_token_embeddings``; the path
-              is the model's), ``register`` (``register_parameter`` with a literal name) or ``parameter`` (one was assigned).
+            - ``renew``: a module got parameters of its own anew: ``how`` is ``resize`` (``resize_token_embeddings``; of
+              the model's path), ``register`` (``register_parameter`` with a literal name) or ``parameter`` (one was
+              assigned).
             - ``new_parameter``: an ``nn.Parameter`` was made and named.
-            - ``optimizer``: one was made: ``sources`` (list of :class:`Value`), ``cls``, ``options`` (literals by name).
+            - ``optimizer``: one was made: ``sources`` (list of :class:`Value`), ``cls``, ``options`` (literals by
+              name).
             - ``add_group``: ``sources``, ``options``; the path is the optimizer's.
             - ``scheduler``: one was made; ``of`` is the optimizer's path, ``cls``.
             - ``zero_grad`` (``set_to_none``), ``step``, ``scheduler_step``, ``backward``, ``clip`` (``sources``),

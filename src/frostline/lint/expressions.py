@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _BUILTINS = frozenset(
     {
-        "list", "tuple", "set", "dict", "sorted", "reversed", "filter", "map", "zip", "enumerate", "iter", "next", "len",
-        "isinstance", "setattr", "getattr", "hasattr", "range", "any", "all", "sum", "print", "super", "type", "vars",
-        "min", "max", "str", "int", "float", "bool", "copyright",
+        "all", "any", "bool", "dict", "enumerate", "filter", "float", "getattr", "hasattr", "int", "isinstance",
+        "iter", "len", "list", "map", "max", "min", "next", "print", "range", "reversed", "set", "setattr",
+        "sorted", "str", "sum", "super", "tuple", "type", "vars", "zip",
     }
 )  # fmt: skip
 
@@ -201,7 +201,7 @@ class Expressions:
             return Value("module", path=path, sure=False)
         return Value("unknown", path=path, sure=False) if path else None
 
-    def _constant(self, node: ast.Constant, frame: Frame) -> Value | None:
+    def _constant(self, node: ast.Constant, _: Frame) -> Value | None:
         return Value("const", const=node.value)
 
     def _tuple(self, node: ast.Tuple | ast.List | ast.Set, frame: Frame) -> Value | None:

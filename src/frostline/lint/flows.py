@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from frostline.lint.module_walk import ModuleWalk
 
 _LONGEST_PATH = 200
-# Data of events that are paths. What `of` holds of a load or of zero_grad is a kind, which no function has as a name.
-_PATHS = frozenset({"of", "paths", "scaler"})
+# Data of events that are paths. What `of` holds of other events than these is a kind.
+_PATHS = frozenset({"paths", "scaler"})
+_PATH_OF = frozenset({"alias", "wrap", "scheduler"})
 # Longer than this no flow gets; what comes later is cut off, and said to be. Rules compare events with each other, so
 # that the time grows with the square of this; of 30,000 functions in well-known packages none comes to 300.
 _MOST_EVENTS = 1_000
@@ -247,6 +248,8 @@ class _Expansion:
         if call.node is None and not self._aliases:
             return event if len(conditions) == len(event.conditions) else replace(event, conditions=conditions)
         data = {name: self._data(name, value, call) for name, value in event.data.items()} if event.data else {}
+        if event.what in _PATH_OF and "of" in data:
+            data["of"] = self._path(data["of"], call)
         path = event.path
         path = ",".join(self._path(each, call) for each in path.split(",")) if "," in path else self._path(path, call)
         node, line, column, origin = event.node, event.line, event.column, ""
@@ -295,6 +298,8 @@ class _Expansion:
     def _data(self, name: str, value: Any, call: _Call) -> Any:
         if name in _PATHS and isinstance(value, str):
             return self._path(value, call)
+        if name == "of":
+            return value
         if isinstance(value, Value):
             if value.kind == "argument":
                 return call.constants.get(value.path, value if call.node is None else None)

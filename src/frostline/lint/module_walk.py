@@ -157,7 +157,7 @@ class ModuleWalk:
         found = self.find(cls) if depth < 8 else None
         if found is None or not isinstance(found[1], Class):
             return []
-        walk, owner = found
+        walk, owner = found[0], found[1]
         result = [(walk, owner)]
         for base in walk.bases(owner):
             if base != cls:
@@ -195,7 +195,7 @@ class ModuleWalk:
                 None if found is None and "." in cls and not cls.startswith(("builtins.", "abc.", "typing.")) else False
             )
         else:
-            walk, owner = found
+            walk, owner = found[0], found[1]
             answers = [walk.is_module(base) if base != "?" else None for base in walk.bases(owner)]
             told = True if True in answers else None if None in answers else False
         self._is_module[cls] = told
@@ -652,4 +652,4 @@ _HANDLERS: dict[type[ast.stmt], Callable[..., None]] = {
     ast.Delete: ModuleWalk._others,
 }
 if hasattr(ast, "TryStar"):  # from Python 3.11 on
-    _HANDLERS[ast.TryStar] = ModuleWalk._try
+    _HANDLERS[ast.TryStar] = ModuleWalk._try  # pyright: ignore[reportAttributeAccessIssue]

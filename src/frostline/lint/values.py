@@ -25,8 +25,8 @@ class Value:
         kind: one of ``module``, ``modules``, ``named_modules``, ``parameter``, ``parameters``, ``named_parameters``,
             ``tensor``, ``optimizer``, ``scheduler``, ``scaler``, ``accelerator``, ``loader``, ``state_dict``,
             ``checkpoint``, ``group`` (a dict with ``"params"``), ``averaged``, ``name`` (the name of a parameter or
-            module in a loop), ``const``, ``ref`` (a library's module, function or class), ``function`` and ``class`` (of
-            the files that are linted), ``object`` (an instance of such a class), ``list``, ``tuple``, ``dict``.
+            module in a loop), ``const``, ``ref`` (a library's module, function or class), ``function`` and ``class``
+            (of the files that are linted), ``object`` (an instance of such a class), ``list``, ``tuple``, ``dict``.
         cls: the qualified name of its class or, of ``ref``, ``function`` and ``class``, of itself; "" if unknown.
         path: where it lives, as dotted names: ``model.fc``. Of parameters and modules that are gone through, the module
             they belong to; of one of them, that with :data:`EACH`. Empty for what has no name yet.
@@ -34,8 +34,8 @@ class Value:
         const: the value of a literal.
         items: of a tuple or list, its elements; of a sum of lists, its parts.
         filtered: of parameters or modules: some may be left out.
-        tests: what those have to pass that are not left out, as text in which a parameter is ``p`` and its name ``name``;
-            ``?`` for what cannot be told.
+        tests: what those have to pass that are not left out, as text in which a parameter is ``p`` and its name
+            ``name``; ``?`` for what cannot be told.
         lazy: an iterator: it can be gone through once.
         copy_of: the path of what it is a copy of.
         maker: of a module, the library's function that made it, with the literal that it was given first:

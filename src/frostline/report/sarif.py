@@ -25,7 +25,7 @@ _MOST_PATHS = 50
 
 @dataclass(frozen=True)
 class Replacement:
-    """A piece of a file and what is to stand there instead; all counts are from 1, the end is behind the last character.
+    """A piece of a file and what is to stand there instead; counts are from 1, the end is behind the last character.
 
     Attributes:
         line: where it begins.
