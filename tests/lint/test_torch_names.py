@@ -94,13 +94,13 @@ def test_what_makes_a_module(name: str, told: bool):
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("optimizer", "opt optimizer optim optimizer_g g_optimizer opt_d optimiser optimizerD"),
+        ("optimizer", "opt optimizer optim optimizer_g g_optimizer opt_d optimiser optimizerD opt1 optG opts"),
         ("scheduler", "scheduler lr_scheduler sched LRSchedulers"),
         ("scaler", "scaler grad_scaler gradscaler"),
         ("loader", "loader train_loader dl val_dl train_dataloader batches"),
         ("accelerator", "accelerator fabric"),
         ("module", "model net backbone student netG my_model text_encoder model_ema classifier critic"),
-        ("", "x y option optional adopt models_dir network_name scale loaded modeling subnetwork nets lr params"),
+        ("", "x y option optional adopt models_dir network_name scale loaded modeling subnetwork lr params"),
     ],
 )
 def test_what_people_call_things(kind: str, names: str):

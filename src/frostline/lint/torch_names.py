@@ -67,7 +67,9 @@ MODULE_BASES = frozenset(
 LIGHTNING = frozenset(name for name in MODULE_BASES if name.endswith("LightningModule"))
 
 # Of torch.nn, what is no module.
-_NO_MODULES = frozenset({"Parameter", "Buffer", "UninitializedParameter", "UninitializedBuffer"})
+_NO_MODULES = frozenset(
+    {"Parameter", "Buffer", "UninitializedParameter", "UninitializedBuffer", "LinearCrossEntropyOptions"}
+)
 
 BATCH_NORMS = frozenset(
     f"torch.nn.{name}"
@@ -137,7 +139,7 @@ ONLY_MODULES = frozenset({"parameters", "named_parameters", "named_modules", "na
 
 # Names by which people call things; what they are called is a hint, never certain.
 HINTS = (
-    ("optimizer", re.compile(r"^(\w+_)?(opt|optim|optimizer|optimiser)(_?\w{1,3})?$|^optimizer")),
+    ("optimizer", re.compile(r"^(\w+_)?(opt|optim|optimizer|optimiser)(_\w{1,3}|\d+|[A-Z]\w{0,2}|s)?$|^optimizer")),
     ("scheduler", re.compile(r"sched", re.I)),
     ("scaler", re.compile(r"(^|_)(grad_?)?scaler$", re.I)),
     ("loader", re.compile(r"loader(_\w+)?$|^dl$|_dl$|batches$", re.I)),
