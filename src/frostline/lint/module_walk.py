@@ -548,12 +548,9 @@ class ModuleWalk:
         value = self.values.get(id(called)) or self.expressions.value(called, frame)
         if value is None or value.kind != "ref":
             return False
-        if value.cls in NO_GRAD:
-            mode = node.args[0] if isinstance(node, ast.Call) and node.args else None
-            return not (isinstance(mode, ast.Constant) and mode.value is False)
-        if value.cls == "torch.set_grad_enabled" and isinstance(node, ast.Call) and node.args:
-            return isinstance(node.args[0], ast.Constant) and node.args[0].value is False
-        return False
+        given = [*node.args, *(each.value for each in node.keywords)] if isinstance(node, ast.Call) else []
+        is_false = bool(given) and isinstance(given[0], ast.Constant) and given[0].value is False
+        return not is_false if value.cls in NO_GRAD else is_false and value.cls == "torch.set_grad_enabled"
 
     def _try(self, node: ast.Try, frame: Frame) -> None:
         for body in (node.body, node.orelse, node.finalbody):
