@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from frostline.lint.events import Event, Flow
 from frostline.lint.frozen_parts import shown
-from frostline.lint.phases import Phases, data_loop, is_in
+from frostline.lint.iterations import loop_of, within
+from frostline.lint.phases import Phases
 from frostline.lint.values import PARAMETERS, Value, is_below, owner_of, related
 from frostline.lint.wrapping import is_elsewhere
 
@@ -181,12 +182,12 @@ class Ownership:
     def trains_after(self, event: Event, owner: Owner) -> bool | None:
         """Whether an optimizer steps behind an event; ``None`` where the flow has no step of it."""
         index = place_of(self.flow, event)
-        loop = data_loop(event)
+        loop = loop_of(event)
         steps = [(i, e) for i, e in enumerate(self.flow.events) if self._is_step(e, owner)]
         if not steps:
             return None
         return any(
-            not is_elsewhere(event, e) and (i > index or (loop is not None and is_in(e, loop))) for i, e in steps
+            not is_elsewhere(event, e) and (i > index or (loop is not None and within(e, loop))) for i, e in steps
         )
 
     def _is_step(self, event: Event, owner: Owner) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
-from frostline.lint.events import Event, Flow, Loop
+from frostline.lint.events import Event, Flow
 from frostline.lint.iterations import loop_of, within
 from frostline.lint.values import is_below, owner_of, related
 from frostline.lint.wrapping import is_elsewhere
@@ -121,16 +121,6 @@ class Phases:
 
 def _receiver(event: Event) -> str:
     return str(event.get("name", "")).rpartition(".")[0]
-
-
-def data_loop(event: Event) -> Loop | None:
-    """The innermost loop over batches, epochs or nothing known that an event stands in."""
-    return loop_of(event)
-
-
-def is_in(event: Event, loop: Loop) -> bool:
-    """Whether an event stands in a loop."""
-    return within(event, loop)
 
 
 def is_left(loop: ast.AST, lines: list[int]) -> bool:

@@ -11,8 +11,8 @@ from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
 from frostline.lint.frozen_parts import shown
+from frostline.lint.iterations import loop_of
 from frostline.lint.ownership import Owner, Ownership, is_required_only, place_of
-from frostline.lint.phases import data_loop
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.values import PARAMETERS, Value, is_below, owner_of
 from frostline.lint.wrapping import is_elsewhere
@@ -119,9 +119,7 @@ def _violation(
 def _has_trained(flow: Flow, index: int) -> bool:
     """Whether something is trained before a place in the flow, or in rounds of a loop around it."""
     event = flow.events[index]
-    return (
-        any(e.what in {"backward", "step", "scaler_step"} for e in flow.events[:index]) or data_loop(event) is not None
-    )
+    return any(e.what in {"backward", "step", "scaler_step"} for e in flow.events[:index]) or loop_of(event) is not None
 
 
 def _may_move(flow: Flow, owner: Owner) -> bool:
