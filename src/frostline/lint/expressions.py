@@ -123,6 +123,11 @@ class Expressions:
             kinds = {item.kind for item in known}
             if len(kinds) == 1 and len(known) == len(over.items) and kinds & {"module", "parameter", "parameters"}:
                 return Value(kinds.pop(), path=EACH, items=over.items)
+            is_named = len(known) == len(over.items) and all(item.path for item in known)
+            if kinds in ({"unknown"}, {"module", "unknown"}) and is_named:
+                # Attributes that nobody here has set: it is told which, if not what they are.
+                kind = "module" if "module" in kinds else "unknown"
+                return Value(kind, path=EACH, items=over.items, sure=False)
             if kinds == {"tuple"}:
                 return known[0]
         if over.kind == "module" and (not over.cls or over.cls.endswith(("ModuleList", "Sequential", "ModuleDict"))):
