@@ -27,6 +27,7 @@ PUBLIC = [
     "frozen",
     "heads",
     "inventory",
+    "lint",
     "meta",
     "norms",
     "optim",

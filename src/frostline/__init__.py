@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from frostline import finetune as finetune
     from frostline import freezing as freezing
     from frostline import heads as heads
+    from frostline import lint as lint
     from frostline import meta as meta
     from frostline import norms as norms
     from frostline import optim as optim
@@ -68,6 +69,7 @@ __all__ = [
     "frozen",
     "heads",
     "inventory",
+    "lint",
     "meta",
     "norms",
     "optim",
