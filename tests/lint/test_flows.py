@@ -279,3 +279,55 @@ def test_an_alias_is_followed_to_what_it_stands_for(view):
     (flow,) = [flow for flow in view(text).flows if flow.name == "<module>"]
     assert [f"{e.what} {e.path}" for e in flow.events] == ["flag net.trunk"]
     assert flow.aliases == {"h.model": "net", "h.trunk": "net.trunk"}
+
+
+CLOSURES = """
+def main(lr):
+    model = nn.Linear(2, 2)
+    opt = optim.SGD(model.parameters(), lr)
+    def evaluate(m):
+        model.eval()
+        x = m.x
+        def deep():
+            x.train()
+            model.cpu()
+        deep()
+        log()
+    def log(opt=None):
+        model.train()
+    def train(net):
+        net.cuda()
+        opt.step()
+    evaluate(model.fc)
+    train(model)
+if __name__ == "__main__":
+    main(1)
+"""
+
+
+def test_functions_inside_of_a_function_that_is_called_know_its_names(view):
+    """As it is in most scripts: everything stands in a function that is called at the end."""
+    assert script(view, CLOSURES) == [
+        *("new main():model", "optimizer main():opt", "mode main():model", "mode main.<locals>.evaluate():x"),
+        *("move main():model", "mode main():model", "move main():model", "step main():opt"),
+    ]
+    assert told(view, CLOSURES.replace("main(1)", "pass"))["main"] == [
+        *("new model", "optimizer opt", "mode model", "mode main.<locals>.evaluate():x"),
+        *("move model", "mode model", "move model", "step opt"),
+    ]
+
+
+def test_what_a_function_does_to_names_of_the_file(view):
+    text = """
+    net = nn.Linear(1, 1)
+    def replace():
+        net.fc = nn.Linear(2, 2)
+        net.eval()
+    def make():
+        global other
+        other = nn.Linear(1, 1)
+        other.eval()
+    replace()
+    make()
+    """
+    assert script(view, text) == ["new net", "new net.fc", "mode net", "new other", "mode other"]

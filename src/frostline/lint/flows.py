@@ -135,6 +135,7 @@ class _Call:
     Attributes:
         name: the function.
         roots: what stands for the first part of its paths.
+        around: what names stand for in the functions that it stands in.
         constants: its parameters that were given a literal.
         locals: whether names that it binds itself are to be told from the caller's.
         node: the call in the file of the flow; ``None`` at the top.
@@ -147,6 +148,7 @@ class _Call:
 
     name: str
     roots: dict[str, str] = field(default_factory=dict)
+    around: dict[str, str] = field(default_factory=dict[str, str])
     constants: dict[str, Any] = field(default_factory=dict)
     locals: frozenset[str] = frozenset()
     node: ast.AST | None = None
@@ -334,9 +336,11 @@ class _Expansion:
         node = event.node if call.node is None or self._walk is walk else call.node
         if placed.origin:
             node = call.node
+        around = self._around(walk, function, call)
         inner = _Call(
             name=name,
-            roots=roots,
+            roots={each: path for each, path in around.items() if each not in function.local_names} | roots,
+            around=around,
             constants=constants,
             locals=function.local_names - roots.keys(),
             node=node,
@@ -349,6 +353,15 @@ class _Expansion:
         self.run(walk, function.events, inner)
         if walk is self._walk and not self.is_cut:
             self.placed.add(name)
+
+    def _around(self, walk: ModuleWalk, function: Function, call: _Call) -> dict[str, str]:
+        """What names stand for in the function that a function stands in: the one that calls it, or one around both."""
+        outer = function.around.removesuffix(".<locals>")
+        if walk is not self._walk or not outer or call.node is None:
+            return {}
+        if outer == call.name:
+            return {**call.around, **{each: f"{call.name}():{each}" for each in call.locals}, **call.roots}
+        return call.around if call.name.startswith(f"{outer}.<locals>.") else {}
 
     def _given(
         self, function: Function, event: Event, placed: Event, call: _Call

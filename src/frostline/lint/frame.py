@@ -36,6 +36,8 @@ class Frame:
         self.unused: ast.expr | None = None
         self.fresh: dict[int, list[Event]] = {}
         self.returned: list[Value] = []
+        # Names that were declared global or nonlocal.
+        self.shared: set[str] = set()
 
     def emit(self, what: str, path: str, node: ast.AST, **data: Any) -> None:
         """Take down that something happens."""

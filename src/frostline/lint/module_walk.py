@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -167,7 +168,7 @@ class ModuleWalk:
     def bases(self, owner: Class) -> list[str]:
         """The qualified names of the bases of a class; "?" for what cannot be told."""
         bases = (base.value if isinstance(base, ast.Subscript) else base for base in owner.node.bases)
-        return [self.top.qualified(base) or self.starred(base) or "?" for base in bases]
+        return [self.top.qualified(base) or self.starred(base) or _builtin(base) or "?" for base in bases]
 
     def starred(self, node: ast.expr) -> str:
         """The qualified name of a name that was imported by a star; "" if it was not."""
@@ -201,6 +202,11 @@ class ModuleWalk:
         self._is_module[cls] = told
         return told
 
+    def is_optimizer(self, cls: str) -> bool:
+        """Whether a class inherits from an optimizer of torch, be it through others."""
+        bases = (base.rpartition(".") for walk, owner in self.ancestry(cls) for base in walk.bases(owner))
+        return any(module == "torch.optim" and name[:1].isupper() for module, _, name in bases)
+
     def is_lightning(self, cls: str) -> bool:
         """Whether a class is a ``LightningModule``."""
         return any(base in LIGHTNING for walk, owner in self.ancestry(cls) for base in walk.bases(owner))
@@ -215,7 +221,8 @@ class ModuleWalk:
             frame.no_grad += 1
         self._block(node.body, frame)
         function.events = frame.events
-        function.local_names = frozenset(path.partition(".")[0].partition("[")[0] for path in frame.names.own)
+        # `net.fc = ...` binds no name, and what is declared global is none of the function's own.
+        function.local_names = frozenset(path for path in frame.names.own if path.isidentifier()) - frame.shared
         known = [value for value in frame.returned if value.kind != "const"]
         function.returned = known[-1] if known else None
         if len(known) > 1 and all(is_list(value) for value in known):
@@ -570,6 +577,9 @@ class ModuleWalk:
         for body in bodies(node):
             self._block(body, frame)
 
+    def _shared(self, node: ast.Global | ast.Nonlocal, frame: Frame) -> None:
+        frame.shared.update(node.names)
+
     def _others(self, node: ast.stmt, frame: Frame) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
@@ -579,6 +589,12 @@ class ModuleWalk:
 _ASKED = re.compile(rf"\.(?:{'|'.join(sorted(ONLY_MODULES))})\b")
 _PATH_BEFORE = re.compile(r"[A-Za-z_][\w.]*$")
 _ITERABLES = frozenset({"Iterable", "Iterator", "List", "list", "Sequence", "Tuple", "tuple", "Generator", "Set"})
+
+
+def _builtin(base: ast.expr) -> str:
+    """The qualified name of a class of Python's own; "" for others."""
+    name = base.id if isinstance(base, ast.Name) else ""
+    return f"builtins.{name}" if isinstance(getattr(builtins, name, None), type) else ""
 
 
 def _is_main(test: ast.expr) -> bool:
@@ -647,6 +663,8 @@ _HANDLERS: dict[type[ast.stmt], Callable[..., None]] = {
     ast.Assert: ModuleWalk._others,
     ast.Raise: ModuleWalk._others,
     ast.Delete: ModuleWalk._others,
+    ast.Global: ModuleWalk._shared,
+    ast.Nonlocal: ModuleWalk._shared,
 }
 if hasattr(ast, "TryStar"):  # from Python 3.11 on
     _HANDLERS[ast.TryStar] = ModuleWalk._try  # pyright: ignore[reportAttributeAccessIssue]

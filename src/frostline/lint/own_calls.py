@@ -47,6 +47,8 @@ class OwnCalls:
         walk, each = found
         if isinstance(each, Class):
             made = self._expressions.made(cls) or Value("object", cls)
+            if made.kind == "object" and self._walk.is_optimizer(cls):
+                made = Value("optimizer", cls)
             if made.kind in {"optimizer", "scheduler"}:
                 return self._effects.library.made(made, node, args, named, frame)
             init = walk.method(cls, "__init__")
