@@ -126,6 +126,26 @@ def test_a_file_is_written_with_the_permissions_it_had(tmp_path: Path, mode: int
     assert os.listdir(tmp_path) == ["a.py"]
 
 
+def test_at_no_time_may_anybody_read_what_only_its_owner_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.py"
+    path.write_bytes(b"a")
+    path.chmod(0o600)
+    modes: list[int] = []
+
+    def look(handle: int) -> None:
+        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+
+    monkeypatch.setattr(frostline.durable.os, "fsync", look)
+    before = os.umask(0)
+    try:
+        write_source(path, Source("a.py", "b"))
+        assert modes[0] == 0o600
+        frostline.durable.replace_file(path, b"c")  # the naive way makes it as any new file, before it is changed
+    finally:
+        os.umask(before)
+    assert 0o666 in modes
+
+
 def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     file, link = tmp_path / "there" / "a.py", tmp_path / "link.py"

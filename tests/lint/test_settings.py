@@ -12,7 +12,7 @@ import pytest
 from frostline.errors import LintSettingsError
 from frostline.lint import settings as module
 from frostline.lint.globs import Globs
-from frostline.lint.settings import DEFAULT_EXCLUDE, Settings, read_settings
+from frostline.lint.settings import DEFAULT_EXCLUDE, Settings, read_settings, read_settings_file
 
 FULL = """
 [tool.frostline.lint]
@@ -261,3 +261,19 @@ def test_a_project_without_settings_costs_no_reading_of_toml(tmp_path: Path) -> 
     )
     run = [sys.executable, "-c", script, str(tmp_path)]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_file_of_any_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("sub/lint.toml").write_text('[tool.frostline.lint]\nselect = ["M"]\nbaseline = "known.json"\n')
+    found = read_settings_file(Path("sub/lint.toml"))
+    assert found is not None
+    assert (found.select, found.root, found.file) == (("M",), tmp_path / "sub", tmp_path / "sub/lint.toml")
+    assert found.baseline == tmp_path / "sub/known.json"
+    Path("other.toml").write_text("[tool.other]\nfrostline = 1\n")
+    assert read_settings_file(Path("other.toml")) is None
+    assert read_settings_file(Path("nowhere.toml")) is None
+    Path("wrong.toml").write_text("[tool.frostline.lint]\nselects = 1\n")
+    with pytest.raises(LintSettingsError, match=r"wrong\.toml sets tool\.frostline\.lint\.selects"):
+        read_settings_file(Path("wrong.toml"))
