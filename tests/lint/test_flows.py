@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frostline.lint import flows
+from frostline.lint import expansion, flows
 
 
 def told(view, text: str, files: dict[str, str] | None = None) -> dict[str, list[str]]:
@@ -213,7 +213,7 @@ def test_functions_that_only_call_each_other_are_in_a_flow(view):
 def test_a_chain_that_is_too_deep_to_be_put_in_place_goes_on_in_a_flow_of_its_own(view):
     text = "".join(f"def f{i}(m):\n    m.l{i}.eval()\n    f{i + 1}(m)\n" for i in range(20)) + "def f20(m): m.eval()\n"
     seen = told(view, text)
-    assert seen["f0"] == [f"mode m.l{i}" for i in range(flows._DEEPEST + 1)]
+    assert seen["f0"] == [f"mode m.l{i}" for i in range(expansion._DEEPEST + 1)]
     assert {event for events in seen.values() for event in events} == {*(f"mode m.l{i}" for i in range(20)), "mode m"}
 
 
@@ -244,7 +244,7 @@ def test_flows_behind_very_many_events_are_cut_off_earlier(view, monkeypatch):
 
 
 def test_functions_that_all_call_each_other_come_to_an_end(view, monkeypatch):
-    monkeypatch.setattr(flows, "_MOST_CALLS", 100)
+    monkeypatch.setattr(expansion, "_MOST_CALLS", 100)
     text = (
         "".join(f"def f{i}(m):\n" + "".join(f"    f{j}(m)\n" for j in range(30)) for i in range(30))
         + "def g(m): m.eval()\n"
