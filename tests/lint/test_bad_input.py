@@ -238,8 +238,8 @@ def test_what_is_too_deep_does_not_spoil_the_others(here: Path):
     assert [each.finding.file for each in report.diagnostics] == ["a.py", "z.py"]
 
 
-# Size: what is generated is read in a time that grows with its length. Measured on one core: 1 to 13 s each; a step
-# that looks at everything for everything would take hours.
+# Size: what is generated is read in a time that grows with its length, in seconds; a step that looks at
+# everything for everything would take hours.
 
 LONG = {
     "100,000 statements": lambda: HEAD + "".join(f"x{i} = {i} + y\n" for i in range(100_000)),
