@@ -174,6 +174,7 @@ def exit_code(outcome: Outcome, *, exit_zero: bool = False, exit_non_zero_on_fix
         exit_non_zero_on_fix: what was mended counts.
 
     Example:
+        >>> from frostline.lint.diagnostic import Failure
         >>> exit_code(Outcome(LintReport())), exit_code(Outcome(LintReport(failures=(Failure("a.py", "not UTF-8"),))))
         (0, 2)
     """

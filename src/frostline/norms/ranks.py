@@ -71,8 +71,9 @@ def rank_differences(
     Example:
         >>> model = nn.Sequential(nn.BatchNorm1d(1, eps=0))
         >>> states = [{"0.running_mean": torch.tensor([m]), "0.running_var": torch.ones(1)} for m in (0.0, 2.0)]
-        >>> rank_differences(dict(model.named_children()), states)["0"].mean == 2 / 2**0.5  # merged variance: 1 + 1
-        True
+        >>> found = rank_differences(dict(model.named_children()), states)["0"]
+        >>> round(found.mean, 12)  # 2 / sqrt(1 + 1): the last bit depends on the processor
+        1.414213562373
     """
     canonical = [_canonical(state) for state in states]
     found: dict[str, RankDifference] = {}
