@@ -25,7 +25,7 @@ class Globs:
 
     Example:
         >>> globs = Globs(["build", "gen/*.py"], Path("/work"))
-        >>> [globs.match(path) for path in ("/work/a/build", "/work/gen/deep/x.py", "/work/build.py")]
+        >>> [globs.match(path) for path in ("/home/a/build", "/home/gen/deep/x.py", "/home/build.py")]
         [True, True, False]
     """
 
