@@ -24,7 +24,7 @@ class Globs:
         root: the folder that they are relative to.
 
     Example:
-        >>> globs = Globs(["build", "gen/*.py"], Path("/work"))
+        >>> globs = Globs(["build", "gen/*.py"], Path("/home"))
         >>> [globs.match(path) for path in ("/home/a/build", "/home/gen/deep/x.py", "/home/build.py")]
         [True, True, False]
     """
