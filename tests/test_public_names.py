@@ -20,6 +20,7 @@ PUBLIC = [
     "errors",
     "examine",
     "explain",
+    "fast",
     "findings",
     "finetune",
     "freeze",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from frostline import checkpoint as checkpoint
     from frostline import doctor as doctor
     from frostline import errors as errors
+    from frostline import fast as fast
     from frostline import findings as findings
     from frostline import finetune as finetune
     from frostline import freezing as freezing
@@ -62,6 +63,7 @@ __all__ = [
     "errors",
     "examine",
     "explain",
+    "fast",
     "findings",
     "finetune",
     "freeze",

@@ -32,6 +32,13 @@
     │   └── PolicyError                   no such statistics policy, or none that this model can have
     ├── BaselineError (ValueError)        a file of known findings cannot be used
     │   └── CorruptBaseline               it cannot be read
+    ├── FastError (RuntimeError)          a shortcut cannot be taken
+    │   ├── NoPrefix                      no frozen part comes first; the reasons are named
+    │   └── ShortcutDiffers               it gives other values than the plain way
+    ├── CacheError (ValueError)           a folder of cached features cannot be used
+    │   ├── CacheMismatch                 it was made of another model, dataset, transform or version
+    │   ├── CacheBusy                     another process is writing to it
+    │   └── CorruptCache                  a file of it is damaged
     ├── LintSettingsError (ValueError)    the linter is asked for a rule, a file or a setting that there is not
     ├── CannotWrite (OSError)             a file cannot be written
     └── StorageFull (OSError)             the disk has no space left
@@ -212,6 +219,38 @@ class BaselineError(FrostlineError, ValueError):
 
 class CorruptBaseline(BaselineError):
     """A file of known findings is damaged."""
+
+    exit_code = 3
+
+
+class FastError(FrostlineError, RuntimeError):
+    """A shortcut that freezing makes possible cannot be taken."""
+
+
+class NoPrefix(FastError):
+    """No part of the model is frozen and comes first; the message says what stands in the way."""
+
+
+class ShortcutDiffers(FastError):
+    """A shortcut gives other values than the plain way, beyond what was allowed."""
+
+    exit_code = 1
+
+
+class CacheError(FrostlineError, ValueError):
+    """A folder of cached features cannot be used."""
+
+
+class CacheMismatch(CacheError):
+    """A folder of cached features was made of another model, dataset, transform or version."""
+
+
+class CacheBusy(CacheError):
+    """Another process is writing to a folder of cached features."""
+
+
+class CorruptCache(CacheError):
+    """A file of cached features is damaged."""
 
     exit_code = 3
 
