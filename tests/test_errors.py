@@ -81,7 +81,9 @@ def test_exit_codes() -> None:
     not_two = {
         "FrozenStateMoved": 1,
         "CorruptData": 3,
+        "ShortcutDiffers": 1,
         "CorruptBaseline": 3,
+        "CorruptCache": 3,
         "CorruptCheckpoint": 3,
         "UnsafeCheckpoint": 3,
         "NonFiniteStatistics": 3,
