@@ -14,9 +14,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 from frostline.errors import DataError, ModelError, TrainingDiverged
 from frostline.finetune import FinetuneConfig
-from frostline.finetune.loop import EpochSampler, fit, make_accelerator, mix_seed
+from frostline.finetune.loop import EpochSampler, fit, make_accelerator
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.problem import Phase
+from frostline.runs.seeds import mix_seed
 from frostline.runs.training_state import pack, unpack_model
 from frostline.tasks import TaskModel
 

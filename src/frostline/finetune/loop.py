@@ -22,6 +22,7 @@ from frostline.finetune.progress import Progress
 from frostline.finetune.strategy import groups_for, rate_factor, unfreezing_for
 from frostline.optim.unfreezing import Unfreezing
 from frostline.runs.device import pick_device
+from frostline.runs.seeds import drops_last, mix_seed, order_of
 from frostline.runs.training_state import unpack_optimizer
 from frostline.state.names import fold
 from frostline.tasks.task_model import TaskModel
@@ -55,25 +56,7 @@ class EpochSampler(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-        return iter(torch.randperm(self.size, generator=generator).tolist())
-
-
-def mix_seed(*parts: int) -> int:
-    """One seed from several numbers; neighbours give unlike seeds.
-
-    Example:
-        >>> len({mix_seed(seed, epoch) for seed in range(20) for epoch in range(20)})
-        400
-    """
-    mixed = 0x9E3779B97F4A7C15
-    for part in parts:
-        # The finalizer of SplitMix64 (Steele, Lea and Flood 2014), one round for each number.
-        mixed = (mixed + part + 0x9E3779B97F4A7C15) % 2**64
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
-        mixed ^= mixed >> 31
-    return mixed % 2**63
+        return iter(order_of(self.size, self.seed, self.epoch).tolist())
 
 
 def make_accelerator(config: FinetuneConfig) -> Any:
@@ -248,11 +231,10 @@ def _loaders(phase: Phase, config: FinetuneConfig, accelerator: Any) -> tuple[An
         "num_workers": 0 if isinstance(phase.train, torch.utils.data.TensorDataset) else config.workers,
         "pin_memory": accelerator.device.type == "cuda",
     }
-    # A last batch of one sample has no variance, which batch norm in train mode refuses.
     train: DataLoader[Any] = DataLoader(
         phase.train,
         sampler=EpochSampler(size, config.seed),
-        drop_last=size % config.batch_size == 1 and size > config.batch_size,
+        drop_last=drops_last(size, config.batch_size),
         **common,
     )
     val: DataLoader[Any] = DataLoader(phase.val, shuffle=False, **common)
