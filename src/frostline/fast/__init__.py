@@ -3,3 +3,8 @@
 from frostline.fast.features import Extractor as Extractor
 from frostline.fast.features import Features as Features
 from frostline.fast.features import Place as Place
+from frostline.fast.prefix import Prefix as Prefix
+from frostline.fast.prefix_plan import PrefixPlan as PrefixPlan
+from frostline.fast.prefix_plan import plan as plan
+from frostline.fast.savings import Saving as Saving
+from frostline.fast.variants import Variant as Variant

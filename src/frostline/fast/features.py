@@ -40,6 +40,10 @@ class Place:
         """Bytes of one sample."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def to_json(self) -> dict[str, Any]:
+        """The place as JSON-ready values."""
+        return {"name": self.name, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch.")}
+
     def __str__(self) -> str:
         return f"{self.name} {self.shape} {str(self.dtype).removeprefix('torch.')}"
 

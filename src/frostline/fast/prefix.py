@@ -1,0 +1,247 @@
+"""A frozen prefix that can be called: features without a graph, for a sample the same bits in any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from frostline.errors import FastError, ShortcutDiffers
+from frostline.fast.cut import Cut, Shape
+from frostline.fast.features import Features, Place
+from frostline.fast.replay import run_prefix, run_rest
+from frostline.fast.variants import PLAIN, Variant, derive
+from frostline.norms.untouched import random_state_kept
+from frostline.state.digest import digest, digest_all
+from frostline.state.inventory import inventory
+
+# Samples at which all is looked at that features depend on beside the weights: code, settings, torch, the processor.
+_PROBED = 2
+
+
+class Prefix:
+    """The frozen prefix of a model; made by :meth:`~frostline.fast.prefix_plan.PrefixPlan.prefix`.
+
+    Called with the model's arguments, it gives the features of their samples: without a graph, whatever the mode of
+    gradients, and with autocast off unless the variant has it. The model's state, modes, gradients and random states
+    stay as they are. The plain variant runs the model's own modules and gives the bits that the model itself computes;
+    the others run a copy.
+
+    Batches are computed :attr:`rows` samples at a time, and the last ones are filled up with copies of the last sample,
+    because kernels may choose another way for another number of samples: so the features of a sample are the same bits
+    in every batch.
+
+    Attributes:
+        variant: how it is computed.
+        rows: how many samples at a time.
+        differences: for each place, how far the variant was from the plain prefix when it was checked, relative to the
+            largest feature; zero for the plain one.
+
+    Example:
+        >>> import frostline as fl
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+        >>> hold = fl.freeze(model, "0")
+        >>> prefix = fl.fast.plan(model, torch.ones(2, 4)).prefix()
+        >>> features = prefix(torch.ones(5, 4))
+        >>> prefix.rest(features).shape, features[0].requires_grad
+        (torch.Size([5, 2]), False)
+    """
+
+    def __init__(self, root: nn.Module, cut: Cut, *, rows: int, variant: Variant = PLAIN) -> None:
+        if rows < 1:
+            raise FastError(f"prefix(rows={rows}): too few\n  fix: rows=32, for example")
+        self._root, self._cut, self.rows, self.variant = root, cut, rows, variant
+        self._running = derive(root, cut, variant)
+        self.differences: tuple[float, ...] = (0.0,) * len(cut.places)
+        self._entries = digest_all({p: t for p, t in inventory(root).tensors.items() if p in set(cut.entries)})
+        self._probe: str | None = None
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """What it gives, in order."""
+        return self._cut.places
+
+    @property
+    def entries(self) -> Mapping[str, str]:
+        """Path of each tensor that the prefix reads to its digest when the prefix was made."""
+        return self._entries
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """All that features depend on beside the samples, by name.
+
+        ``computation`` is the digest of the features of two made-up samples: it stands for the code, for settings that
+        are no tensors, for torch and its kernels, and for the processor.
+        """
+        if self._probe is None:
+            self._probe = _combined(map(digest, self._compute(self._cut.made_up(_PROBED, self.device))))
+        lines = [f"{path} {mark}" for path, mark in sorted(self._entries.items())]
+        return {
+            "weights": _combined(lines),
+            "boundary": ", ".join(map(str, self.places)),
+            "variant": str(self.variant),
+            "rows": str(self.rows),
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "computation": self._probe,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        tensors = inventory(self._root).tensors
+        return next((tensors[path].device for path in self._cut.entries), torch.device("cpu"))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Features:
+        """The features of a batch of any number of samples; the first dimension of each is the sample."""
+        leaves, _ = tree_flatten((args, dict(kwargs)))
+        leaves = self._completed(leaves)
+        samples = self._samples(leaves)
+        parts = [self._chunk(leaves, start, samples) for start in range(0, samples, self.rows)]
+        return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    def rest(self, features: Features, *, through: Callable[..., Any] | None = None) -> Any:
+        """What the model itself returns for features, in its mode, with the graph of what trains.
+
+        Args:
+            features: as the prefix gives them, for any number of samples.
+            through: what is called in place of the model: a wrapper of it, such as ``DistributedDataParallel``.
+        """
+        return run_rest(self._root, self._cut, features, through)
+
+    def unchanged(self) -> bool:
+        """Whether what the prefix reads is still what it was when the prefix was made."""
+        tensors = inventory(self._root).tensors
+        return self._entries == digest_all({p: tensors[p] for p in self._entries if p in tensors})
+
+    def check(self, *args: Any, tolerance: float | None = None, **kwargs: Any) -> tuple[float, ...]:
+        """Compare with the model itself on real samples, and a sample with itself in other company.
+
+        Args:
+            *args: a batch, as the model takes it.
+            tolerance: what a variant may differ by, relative to the largest feature; by default what the rounding of
+                its layers explains, :attr:`~frostline.fast.variants.Variant` says how. The plain one has to be equal
+                to the bit whatever is given.
+            **kwargs: likewise.
+
+        Returns:
+            The differences, for each place.
+
+        Raises:
+            ShortcutDiffers: they are larger, or the features of a sample depend on the others of its batch.
+        """
+        given = self._completed(tree_flatten((args, dict(kwargs)))[0])
+        samples = min(self.rows, self._samples(given))
+        leaves = self._each(given, lambda leaf: leaf[:samples])
+        own = self._chunk(leaves, 0, samples)
+        turned = self._chunk(self._each(leaves, lambda leaf: leaf.flip(0)), 0, samples)
+        for place, one, other in zip(self.places, own, turned, strict=True):
+            if digest(one) != digest(other.flip(0)):
+                raise ShortcutDiffers(
+                    f"{place.name}: the features of a sample are not the same bits at another place in the batch\n"
+                    f"  variant: {self.variant}, {self.rows} samples at a time\n"
+                    "  fix: another number of rows, or another variant"
+                )
+        if self.variant == PLAIN:
+            plain = self._of_the_model(leaves)
+            allowed = 0.0
+        else:
+            plain = Prefix(self._root, self._cut, rows=self.rows)._chunk(leaves, 0, samples)
+            allowed = self.variant.tolerance(self._root, self._cut) if tolerance is None else tolerance
+        self.differences = tuple(map(_difference, own, plain))
+        for place, one, other, far in zip(self.places, own, plain, self.differences, strict=True):
+            if far > allowed or (allowed == 0 and digest(one) != digest(other)):
+                raise ShortcutDiffers(
+                    f"{place.name}: {self.variant} differs from the plain prefix by {far:.2g} of the largest feature\n"
+                    f"  allowed: {allowed:.2g}\n  fix: leave this variant out, or say tolerance= if that is meant"
+                )
+        return self.differences
+
+    def _of_the_model(self, leaves: list[Any]) -> Features:
+        """What the model computes when it is trained: with gradients on, as many samples as a chunk has."""
+        with random_state_kept(), _modes(self._root, self._cut.training), torch.enable_grad():
+            samples = self._samples(leaves)
+            chunk = self._each(leaves, lambda leaf: self._filled(leaf[: self.rows]))
+            features = run_prefix(self._root, self._cut, chunk)
+        return tuple(each.detach()[:samples] for each in features)
+
+    def _samples(self, leaves: list[Any]) -> int:
+        return next(len(leaf) for shape, leaf in zip(self._cut.arguments, leaves, strict=True) if _varies(shape))
+
+    def _completed(self, leaves: list[Any]) -> list[Any]:
+        expected = sum(1 for each in self._cut.arguments if _varies(each))
+        if len(leaves) == expected != len(self._cut.arguments):
+            # Only those that hold samples were given; the others are as they were when the model was cut.
+            given = iter(leaves)
+            leaves = [next(given) if _varies(each) else each for each in self._cut.arguments]
+        if len(leaves) != len(self._cut.arguments):
+            raise FastError(
+                f"prefix: {len(leaves)} arguments, the model was cut with {len(self._cut.arguments)}\n"
+                "  fix: the arguments of the model, as they were given to plan"
+            )
+        return leaves
+
+    def _each(self, leaves: list[Any], change: Callable[[Tensor], Tensor]) -> list[Any]:
+        """The arguments, with those changed that hold samples."""
+        return [change(leaf) if _varies(each) else leaf for each, leaf in zip(self._cut.arguments, leaves, strict=True)]
+
+    def _chunk(self, leaves: list[Any], start: int, samples: int) -> Features:
+        chunk = self._each(leaves, lambda leaf: self._filled(leaf[start : start + self.rows]))
+        return tuple(each[: min(self.rows, samples - start)] for each in self._compute(chunk))
+
+    def _filled(self, part: Tensor) -> Tensor:
+        """As many samples as a chunk has: copies of the last one are added."""
+        part, missing = part.to(self.device), self.rows - len(part)
+        return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
+
+    def _compute(self, chunk: list[Any]) -> Features:
+        kind = self.device.type
+        narrow = self.variant.autocast
+        cast = torch.autocast(kind, dtype=narrow) if narrow else torch.autocast(kind, enabled=False)
+        if self.variant.channels_last:
+            chunk = [_channels_last(leaf) for leaf in chunk]
+        with random_state_kept(), torch.no_grad(), _modes(self._running, self._cut.training), cast:
+            features = run_prefix(self._running, self._cut, chunk)
+        return tuple(
+            each.detach().to(place.dtype).contiguous() for place, each in zip(self.places, features, strict=True)
+        )
+
+
+@contextmanager
+def _modes(root: nn.Module, training: Mapping[str, bool]) -> Generator[None, None, None]:
+    """Within, modules have the modes that they were found pure in."""
+    changed: list[nn.Module] = []
+    try:
+        for path, mode in training.items():
+            module = root.get_submodule(path)
+            if module.training != mode:
+                module.training = mode
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            module.training = not module.training
+
+
+def _varies(shape: Any) -> bool:
+    return isinstance(shape, Shape)
+
+
+def _channels_last(leaf: Any) -> Any:
+    return leaf.contiguous(memory_format=torch.channels_last) if isinstance(leaf, Tensor) and leaf.ndim == 4 else leaf
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    if not one.numel() or not one.is_floating_point():
+        return 0.0 if torch.equal(one, other) else float("inf")
+    size = float(other.abs().max())
+    return float((one - other).abs().max()) / size if size else float((one - other).abs().max())
+
+
+def _combined(marks: Iterable[str]) -> str:
+    return xxhash.xxh3_128_hexdigest("\n".join(marks).encode())
