@@ -40,8 +40,8 @@ def folder_problem(config: FinetuneConfig) -> Problem:
     data = scan_folder(
         config.data, val_share=config.val_share, seed=config.seed, skip_bad_images=config.skip_bad_images
     )
-    built = _build(config, len(data.classes))
-    facts, told = _start(config, built)
+    built = build(config, len(data.classes))
+    facts, told = start(config, built)
     trunk, old_head = split_head(built)
     new = new_head(old_head, len(data.classes), torch.Generator().manual_seed(config.seed))
     check_width(trunk, new, torch.zeros(2, len(built.mean), *built.image_size))
@@ -87,7 +87,12 @@ def task_name(folder: str) -> str:
     return f"{name}_new" if name == ORIGINAL or hasattr(nn.ModuleDict(), name) else name
 
 
-def _build(config: FinetuneConfig, classes: int) -> BuiltModel:
+def build(config: FinetuneConfig, classes: int) -> BuiltModel:
+    """Build the model that was asked for; its random weights come from the seed alone.
+
+    Raises:
+        ModelError: it cannot be built.
+    """
     assert config.model is not None
     # Random weights come from torch's global generator, which is given back as it was.
     with torch.random.fork_rng(devices=[]):
@@ -95,8 +100,18 @@ def _build(config: FinetuneConfig, classes: int) -> BuiltModel:
         return build_model(config.model, num_classes=classes, pretrained=config.pretrained, head=config.head)
 
 
-def _start(config: FinetuneConfig, built: BuiltModel) -> tuple[list[tuple[str, str]], list[str]]:
-    """Load the checkpoint to start from, if one was given; what is to be said about the start."""
+def start(config: FinetuneConfig, built: BuiltModel) -> tuple[list[tuple[str, str]], list[str]]:
+    """Load the checkpoint to start from, if one was given.
+
+    Returns:
+        Facts, and what a reader should be warned of.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit.
+
+    Warns:
+        RandomStart: the weights are random.
+    """
     if config.init is not None:
         fits = fit_head(built, Path(config.init))
         report = plan_load(built.model, config.init, keep=() if fits else exactly(built.head_path)).apply()
