@@ -72,17 +72,13 @@ def follow(trace: Trace, forced: Mapping[Key, str]) -> Iterator[tuple[Event, tup
         own = event.reason
         if event.kind == "return":
             own = forced.get(trace.calls[event.call].key)
-        met = next((tainted[each] for each in (*event.reads, *event.writes) if each in tainted), None)
-        if event.kind == "return":
-            met = next((tainted[each] for each in event.gives if each in tainted), None)
+        looked_at = event.gives if event.kind == "return" else (*event.reads, *event.writes)
+        met = next((tainted[each] for each in looked_at if each in tainted), None)
         reason = own if own is not None else met
         if reason is not None:
             for each in (*event.gives, *event.writes):
                 tainted.setdefault(each, reason)
-        yield (
-            event,
-            None if reason is None else (reason, own is not None and (met is None or event.kind == "operation")),
-        )
+        yield event, None if reason is None else (reason, own is not None)
 
 
 def _writers_of_inputs(purity: Purity) -> list[Call]:
