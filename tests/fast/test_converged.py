@@ -16,6 +16,7 @@ from torch.nn import functional
 import frostline as fl
 from frostline.errors import FrozenStateMoved, ModelError
 from frostline.fast.converged import Converged
+from frostline.fast.prefix_plan import plan
 from frostline.optim import Epoch, Stage, Unfreeze, Unfreezing
 
 
@@ -360,6 +361,22 @@ def test_it_freezes_by_itself_to_the_bit_and_tells_once():
     assert watcher.nbytes == sum(p.nbytes for p in model.blocks[2].parameters())
 
 
+def test_the_boundary_of_a_prefix_moves_with_it():
+    model, opt, watcher = made((STILL, STILL, 0.1), act=True)
+    train(model, opt, 3, watcher)
+    x = torch.randn(5, 4)
+    found = plan(model, x, timing=False)
+    prefix = found.prefix()
+    assert [place.name for place in found.places] == ["blocks.1"]
+    model.eval()
+    assert torch.equal(prefix.rest(prefix(x)), model(x))
+    before = prefix.identity
+    train(model, opt, 2, watcher)
+    assert plan(model, x, timing=False).prefix().identity == before
+    watcher.take_back("blocks.1")
+    assert [place.name for place in plan(model, x, timing=False).places] == ["blocks.0"]
+
+
 def test_without_being_asked_nothing_is_frozen():
     model, opt, watcher = made((STILL,) * 3)
     train(model, opt, 4, watcher)
@@ -406,6 +423,23 @@ def test_a_drop_of_the_rate_takes_back():
     reports = train(model, opt, 4, watcher)
     assert [move.why for move in moves] == ["converged", "the learning rate has dropped", "converged"]
     assert [report.frozen for report in reports] == [0, 0, 0, 3]
+
+
+def test_freezing_what_trained_fastest_is_no_drop():
+    model, opt, watcher = made((STILL, 0.1, 0.1), act=True, tolerance=0.9, rest=0.9)
+    opt.param_groups[0]["lr"] = 100.0
+    opt.param_groups[0]["params"] = opt.param_groups[0]["params"][1:2]  # a bias in front of a batch norm
+    reports = train(model, opt, 5, watcher)
+    assert [report.frozen for report in reports] == [0, 0, 3, 3, 3]
+    assert not reports[-1].rate_dropped
+
+
+def test_a_drop_within_an_epoch_of_several_windows_is_not_forgotten():
+    model, opt, watcher = made((STILL,) * 3, act=True, window=2)
+    train(model, opt, 1, watcher, steps=6)
+    assert watcher.frozen == BY
+    opt.param_groups[3]["lr"] /= 10
+    assert train(model, opt, 1, watcher, steps=6)[0].frozen == 0
 
 
 def test_where_it_does_not_act_a_drop_is_said():

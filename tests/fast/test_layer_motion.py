@@ -132,7 +132,10 @@ def test_the_rate_is_the_highest_of_its_groups_and_steps():
     optimizer.param_groups[0]["lr"] = 0.0
     step(window, optimizer)
     assert [motion.rate for motion in window.close().values()] == [0.3, 0.3]
-    assert window.rate == 0.3
+    assert window.rates == {0: 0.3, 1: 0.2}
+    second.requires_grad_(False)
+    step(window, optimizer)
+    assert window.rates == {0: 0.3, 1: 0.2}
 
 
 def test_it_covers_what_is_still_there():

@@ -21,12 +21,10 @@ from frostline.fast.convergence import (
     History,
     Move,
     Rule,
-    restored,
-    saved,
 )
 from frostline.fast.front_hold import FrontHold
 from frostline.fast.front_layers import front_layers
-from frostline.fast.layer_motion import Window
+from frostline.fast.layer_watch import LayerWatch
 from frostline.fast.watchable import check_setting, refuse_missing, refuse_parallel, the_stepping_one
 from frostline.freezing.hold import Hold
 from frostline.optim.depth import By
@@ -135,22 +133,12 @@ class Converged:
         self._model = names.unwrap(model)
         self._optimizer = the_stepping_one(optimizer)
         self._layers = front_layers(self._model, by=by, head=head)
-        refuse_missing(self._trainable(), self._optimizer)
+        refuse_missing(self._layers.trainable(self._model), self._optimizer)
         self._front = FrontHold(self._model, self._optimizer, self._layers)
-        self._rule = Rule(tolerance, rest, growth, patience)
-        self._window_steps = window
+        self._window_steps, self._patience = window, patience
         self._act, self._on_freeze, self._retry = act, on_freeze, retry_on_lr_drop
-        self._histories = [History() for _ in self._layers.layers]
-        self._windows = self._steps = 0
-        self._bar = rest
-        self._rate: float | None = None
-        self._rate_dropped = False
-        self._window: Window | None = None  # from the first step of a window on
-        self._in_step = False
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
-        ]
+        rule = Rule(tolerance, rest, growth, patience)
+        self._watch = LayerWatch(self._model, self._optimizer, self._layers, rule, window)
 
     @property
     def frozen(self) -> list[str]:
@@ -165,7 +153,7 @@ class Converged:
     @property
     def nbytes(self) -> int:
         """What the copies of the running window take."""
-        return 0 if self._window is None else self._window.nbytes
+        return self._watch.nbytes
 
     def look(self) -> ConvergenceReport:
         """Say how things stand after the last window that is over; nothing is changed."""
@@ -183,14 +171,13 @@ class Converged:
             CannotFreeze: what has converged cannot be held.
         """
         if self._window_steps is None:
-            self._close()
+            self._watch.end_window()
         count = self._proposed()
         move = None
-        if self._act and self._rate_dropped:
+        if self._act and self._rate_dropped():
             move = self._move_to(0, "the learning rate has dropped")
             # What is usual was so at another rate.
-            self._histories = [History() for _ in self._layers.layers]
-            self._rate_dropped = False
+            self._watch.histories = [History() for _ in self._layers.layers]
         elif self._act and count:
             move = self._move_to(count, "converged")
         if move is not None:
@@ -248,10 +235,7 @@ class Converged:
 
     def detach(self) -> None:
         """Take the hooks off the optimizer. What is frozen stays frozen; ``hold.thaw()`` releases it."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._window = None
+        self._watch.detach()
 
     def __enter__(self) -> Converged:
         return self
@@ -280,13 +264,8 @@ class Converged:
             "schema_version": SCHEMA_VERSION,
             "layers": [list(layer.parameters) for layer in self._layers.layers],
             "window": self._window_steps,
-            "windows": self._windows,
-            "steps": self._steps,
             "frozen": self._front.count,
-            "bar": self._bar,
-            "rate": self._rate,
-            "rate_dropped": self._rate_dropped,
-            "histories": [saved(history) for history in self._histories],
+            **self._watch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -317,71 +296,15 @@ class Converged:
             )
         if state["frozen"]:
             self._front.hold_first(state["frozen"])
-        self._histories = [restored(each) for each in state["histories"]]
-        self._windows, self._steps, self._bar = state["windows"], state["steps"], state["bar"]
-        self._rate, self._rate_dropped = state["rate"], state["rate_dropped"]
-        self._window = None
-
-    # Seeing ---------------------------------------------------------------------------------------------------------
-
-    def _before_step(self, _optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A class that calls the step of the class it is made from calls the hooks for each of them: it is one step.
-        self._in_step = True
-        if self._window is None:
-            self._window = Window(self._trainable(), self._optimizer)
-        if not _has_closure(args, kwargs):
-            self._window.read()
-
-    def _after_step(self, _optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._in_step or self._window is None:
-            return
-        self._in_step = False
-        if _has_closure(args, kwargs):
-            self._window.read()
-        # Fused optimizers are called for a step that the gradient scaler skips, and skip it by themselves.
-        infinite: Any = getattr(self._optimizer, "found_inf", None)
-        if infinite is not None and infinite != 0:
-            return
-        self._window.keep()
-        self._steps += 1
-        if self._window.steps == self._window_steps:
-            self._close()
-
-    def _trainable(self) -> dict[int, dict[str, nn.Parameter]]:
-        return self._layers.trainable(self._model)
-
-    def _close(self) -> None:
-        window, self._window = self._window, None
-        if window is None or not window.steps:
-            return
-        now = self._trainable()
-        whole = [number for number in range(len(self._histories)) if window.covers(now, number)]
-        for number, motion in window.close().items():
-            if number in whole:
-                self._histories[number].see(motion.gradient, motion.update, motion.rate)
-        self._bar = self._rule.bar(self._histories)
-        usual = self._rule.usual_growth([self._histories[number] for number in now if number in whole])
-        for number, history in enumerate(self._histories):
-            if number in now and number in whole:
-                history.judge(self._rule, self._bar, usual)
-            elif number not in whole:
-                # Frozen or thawed by someone else within the window: what it did is not comparable.
-                self._histories[number] = History()
-        self._windows += 1
-        self._rate_dropped = bool(
-            self._retry and self._front.count and self._rate and 0 < window.rate <= self._rate / self._retry
-        )
-        self._rate = window.rate
-
-    # Acting ---------------------------------------------------------------------------------------------------------
+        self._watch.load_state_dict(state)
 
     def _proposed(self) -> int:
         """How many layers could be frozen; 0 if not more than are."""
-        training = self._trainable()
+        training = self._layers.trainable(self._model)
         found = 0
-        for layer, history in zip(self._layers.layers, self._histories, strict=True):
+        for layer, history in zip(self._layers.layers, self._watch.histories, strict=True):
             if layer.depth in training:
-                if history.steady < self._rule.patience:
+                if history.steady < self._patience:
                     break
                 # What is frozen anyway and comes behind the last that has converged gains nothing.
                 found = layer.depth + 1
@@ -392,12 +315,14 @@ class Converged:
     def _move_to(self, count: int, why: str) -> Move:
         before = self._front.count
         self._front.hold_first(count)
-        # The copies of what is frozen are of no use; the rest goes on in a window of its own.
-        self._window = None
+        self._watch.settle()
         for number in range(min(count, before), max(count, before)):
             # How far they went goes on to say what is usual; whatever else was seen of them is of another time.
-            self._histories[number] = History(peak=self._histories[number].peak if count > before else None)
+            self._watch.histories[number] = History(peak=self._watch.histories[number].peak if count > before else None)
         return Move(before, count, tuple(self.frozen), tuple(self._front.parts), why)
+
+    def _rate_dropped(self) -> bool:
+        return bool(self._front.count and self._retry and self._watch.drop >= self._retry)
 
     def _tell(self, move: Move) -> Move:
         if self._on_freeze is not None:
@@ -405,28 +330,24 @@ class Converged:
         return move
 
     def _report(self, move: Move | None) -> ConvergenceReport:
-        training = self._trainable()
+        training = self._layers.trainable(self._model)
         rows = tuple(
             ConvergenceRow(layer.title, layer.depth, known.relative_gradient, known.update, known.steady, known.verdict)
             if layer.depth in training
             else ConvergenceRow(layer.title, layer.depth, None, None, 0, FROZEN)
-            for layer, known in zip(self._layers.layers, self._histories, strict=True)
+            for layer, known in zip(self._layers.layers, self._watch.histories, strict=True)
         )
         count = self._proposed()
         return ConvergenceReport(
             rows,
             self._layers.layers[count - 1].title if count else None,
             self._front.count,
-            self._windows,
-            self._steps,
-            self._bar,
-            self._rate_dropped,
+            self._watch.windows,
+            self._watch.steps,
+            self._watch.bar,
+            self._rate_dropped(),
             move,
         )
-
-
-def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    return callable(args[1] if len(args) > 1 else kwargs.get("closure"))
 
 
 def _short(value: object) -> str:

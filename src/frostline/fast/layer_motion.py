@@ -40,6 +40,10 @@ class Window:
         layers: number of each layer to its parameters by path.
         optimizer: what moves them.
 
+    Attributes:
+        steps: how many were kept.
+        rates: the highest learning rate, by the number of its group, of every group in which something trained.
+
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
@@ -53,7 +57,7 @@ class Window:
 
     def __init__(self, layers: Mapping[int, Mapping[str, nn.Parameter]], optimizer: Optimizer) -> None:
         self.steps = 0
-        self.rate = 0.0
+        self.rates: dict[int, float] = {}
         self._optimizer = optimizer
         self._layers = {number: dict(members) for number, members in layers.items()}
         self._starts = {
@@ -68,7 +72,7 @@ class Window:
             ]
             for number, members in self._layers.items()
         }
-        self._rates = dict.fromkeys(self._layers, 0.0)
+        self._highest = dict.fromkeys(self._layers, 0.0)
         self._squares: dict[int, Tensor] = {}
         self._read: dict[int, Tensor] = {}
 
@@ -101,14 +105,17 @@ class Window:
             square = read.square()
             self._squares[number] = self._squares[number] + square if number in self._squares else square
         for number, indices in self._groups.items():
-            self._rates[number] = max([self._rates[number], *(float(groups[index]["lr"]) for index in indices)])
-        self.rate = max([self.rate, *(float(group["lr"]) for group in groups if _trains(group))])
+            self._highest[number] = max([self._highest[number], *(float(groups[index]["lr"]) for index in indices)])
+        for index, group in enumerate(groups):
+            if any(parameter.requires_grad for parameter in group["params"]):
+                self.rates[index] = max(self.rates.get(index, 0.0), float(group["lr"]))
         self._read = {}
 
     def close(self) -> dict[int, Motion]:
         """What each layer did; only reads."""
         return {
-            number: Motion(self._gradient(number), self._update(number), self._rates[number]) for number in self._layers
+            number: Motion(self._gradient(number), self._update(number), self._highest[number])
+            for number in self._layers
         }
 
     def _gradient(self, number: int) -> float | None:
@@ -128,10 +135,6 @@ class Window:
         rows += [row for row, value in zip(zip(ways, before, after, strict=True), now, strict=True) if value.ndim > 1]
         shares = torch.stack([torch.stack([each.to(rows[0][0].device) for each in row]) for row in rows]).tolist()
         return max((_share(way, max(one, other)) for way, one, other in shares), key=_nan_first)
-
-
-def _trains(group: Mapping[str, Any]) -> bool:
-    return any(parameter.requires_grad for parameter in group["params"])
 
 
 def _norm(tensor: Tensor) -> Tensor:
