@@ -10,7 +10,7 @@ from torch import nn
 
 from frostline.finetune.certificate import certify, held_rows
 from frostline.finetune.metrics import EpochRow
-from frostline.finetune.page import run_page
+from frostline.finetune.page import run_page, spent_bars, time_spent
 from frostline.report import RunPage
 from frostline.state.changes import StateDiff
 from frostline.state.snapshot import snapshot
@@ -92,6 +92,46 @@ def test_curves_are_the_rows_phase_by_phase(made: tuple[RunPage, dict[str, Any]]
         ("loss", "new (naive)", (1.0,), (0.6,)),
         ("accuracy", "new (naive)", (1.0,), (0.25,)),
     ]
+
+
+def epoch(phase: str, number: int, **spent: float) -> EpochRow:
+    return EpochRow(phase, number, 4, loss=0.5, accuracy=0.5, seconds=10.0, spent=spent)
+
+
+def test_the_first_epoch_and_the_later_ones_have_a_bar_each():
+    rows = [
+        epoch("new", 1, loading=1.0, prefix=8.0, head=1.0, saving=2.0),
+        epoch("new", 2, loading=2.0, head=3.0, saving=1.0),
+        epoch("new", 3, loading=4.0, head=6.0, saving=1.0),
+        epoch("new (naive)", 1, loading=1.0, head=9.0),
+    ]
+    bars = spent_bars(rows, {"proof": 0.5}, "since the run was resumed")
+    assert [(bar.title, bar.detail, bar.epochs) for bar in bars] == [
+        ("new", "first epoch", 1),
+        ("new", "epochs 2 to 3", 2),
+        ("new (naive)", "first epoch", 1),
+        ("outside of the epochs", "since the run was resumed", 0),
+    ]
+    first, later, naive, outside = (bar.spent for bar in bars)
+    assert first == {"loading": 1.0, "prefix": 8.0, "head": 1.0, "saving": 2.0, "other": 0.0}
+    assert later == {"loading": 6.0, "head": 9.0, "saving": 2.0, "other": 5.0}
+    assert naive == {"loading": 1.0, "head": 9.0, "other": 0.0}
+    assert outside == {"proof": 0.5}
+    assert sum(sum(bar.spent.values()) for bar in bars[:3]) == sum(row.seconds for row in rows) + 4.0
+
+
+def test_bars_of_a_run_that_was_resumed_say_which_epochs():
+    assert [bar.detail for bar in spent_bars([epoch("new", 3, head=1.0)], {})] == ["epoch 3"]
+    assert [bar.detail for bar in spent_bars([epoch("new", 1), epoch("new", 2)], {})] == ["first epoch", "epoch 2"]
+    assert spent_bars([], {}) == ()
+
+
+def test_a_row_of_an_older_run_is_not_told_apart():
+    """Its JSON has no such field."""
+    told = {"phase": "new", "epoch": 1, "epochs": 1, "loss": 0.5, "accuracy": 0.5, "seconds": 3.0, "rates": {}}
+    row = EpochRow(**told)
+    assert row.to_json() == {**told, "spent": {}}
+    assert time_spent(row) == {"other": 3.0}
 
 
 def test_the_rest_is_passed_on(made: tuple[RunPage, dict[str, Any]]):

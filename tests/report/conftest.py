@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from frostline.report import Curve, HeadOutcome, HeldEntry, MovedEntry, Outcome, RunPage
+from frostline.report import Curve, HeadOutcome, HeldEntry, MovedEntry, Outcome, RunPage, SpentBar
 
 
 def digest(text: str) -> str:
@@ -105,6 +105,13 @@ def page() -> RunPage:
         ),
         warnings=("torchvision runs without its compiled operators; nothing here needs them.",),
         generator="frostline 0.1.0",
+        spent=(
+            SpentBar("base", "first epoch", {"loading": 0.3, "head": 1.7, "saving": 0.05, "other": 0.01}, 1),
+            SpentBar("parity", "first epoch", {"loading": 0.3, "prefix": 1.1, "head": 0.02, "saving": 0.05}, 1),
+            SpentBar("parity", "epochs 10 to 14", {"loading": 0.01, "prefix": 0, "head": 0.1, "saving": 0.25}, 5),
+            SpentBar("outside of the epochs", "", {"preparing": 0.8, "starting": 0.4, "proof": 0.1, "saving": 0.1}),
+        ),
+        spent_note="The first epoch of a phase stands by itself.",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from frostline.errors import MissingExtra
-from frostline.report import Curve, HeadOutcome, HeldEntry, MovedEntry, Outcome, RunPage, render_run
+from frostline.report import Curve, HeadOutcome, HeldEntry, MovedEntry, Outcome, RunPage, SpentBar, render_run
 from frostline.report import run_page as room
 from frostline.report.run_page import judge
 
@@ -66,6 +66,8 @@ def hostile_page() -> RunPage:
         warnings=(HOSTILE,),
         metric=HOSTILE,
         generator=HOSTILE,
+        spent=(SpentBar(HOSTILE, HOSTILE, {HOSTILE: 1.0, "head": 2.0}, 2), SpentBar(HOSTILE, "", {"head": 1.0})),
+        spent_note=HOSTILE,
     )
 
 
@@ -74,7 +76,15 @@ def test_the_page_has_every_section_and_one_first_heading(page: RunPage) -> None
     found = Page(text)
     assert text.startswith("<!doctype html>\n")
     assert text.endswith("</html>\n")
-    assert [a["id"] for a in found.all("section")] == ["verdict", "warnings", "facts", "curves", "outcome", "modules"]
+    assert [a["id"] for a in found.all("section")] == [
+        "verdict",
+        "warnings",
+        "facts",
+        "curves",
+        "time",
+        "outcome",
+        "modules",
+    ]
     assert len(found.all("h1")) == 1
     levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch(r"h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
@@ -103,6 +113,24 @@ def test_the_page_gives_figures_as_they_are_meant_to_be_read(page: RunPage) -> N
         "Report schema 1",
     ):
         assert figure in text
+
+
+def test_the_page_says_where_the_time_went(page: RunPage) -> None:
+    text = render_run(page)
+    found = Page(text)
+    labels = [a["aria-label"] for a in found.all("svg") if "an epoch" not in str(a) and "loading" in str(a)]
+    assert labels == [
+        "base, first epoch: loading 15 %, head 83 %, saving 2 % of 2.06 s",
+        "parity, first epoch: loading 20 %, prefix 75 %, head 1 %, saving 3 % of 1.47 s",
+        "parity, epochs 10 to 14: loading 3 %, prefix 0 %, head 28 %, saving 69 % of 0.360 s",
+    ]
+    for said in ("0.0720 s an epoch", "waiting for the next batch", "The first epoch of a phase stands by itself."):
+        assert said in text
+    # It needs no script, and no color that one scheme alone has.
+    drawn = [a["fill"] for a in found.all("rect") if "fill" in a]
+    assert drawn
+    assert all(re.fullmatch(r"var\(--[a-z0-9-]+\)", str(fill)) for fill in drawn)
+    assert 'id="time"' not in render_run(replace(page, spent=()))
 
 
 @pytest.mark.parametrize("which", ["sample", "hostile"])
@@ -253,6 +281,8 @@ def test_the_fields_that_callers_fill_in() -> None:
         "warnings",
         "metric",
         "generator",
+        "spent",
+        "spent_note",
     ]
 
 

@@ -152,7 +152,7 @@ def test_seconds_from_elsewhere(clock: Clock):
     spent.add("decoding", 0.25)
     assert spent.to_json() == {"head": 1.0, "decoding": 0.75}
     for impossible in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="'head': .* s cannot have been spent"):
+        with pytest.raises(ValueError, match=r"'head': .* s cannot have been spent"):
             spent.add("head", impossible)
     assert json.loads(json.dumps(spent.to_json(), allow_nan=False)) == spent.to_json()
 

@@ -19,6 +19,8 @@ class EpochRow:
         accuracy: of the trained head on the validation data, in 0..1.
         seconds: how long it took.
         rates: group to its learning rate at some steps of the epoch, evenly spaced; 0 while a group is held.
+        spent: what the time was spent on, to seconds: ``loading``, ``prefix``, ``head``, and ``saving`` once the epoch
+            is kept, which comes after ``seconds``. Empty in rows of older runs.
     """
 
     phase: str
@@ -28,6 +30,7 @@ class EpochRow:
     accuracy: float
     seconds: float
     rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, "tuple[float, ...]"])
+    spent: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON-ready values."""

@@ -8,7 +8,7 @@ from typing import Any
 import frostline
 from frostline.errors import name_some
 from frostline.finetune.metrics import EpochRow
-from frostline.report import Curve, HeadOutcome, HeldEntry, MovedEntry, Outcome, RunPage
+from frostline.report import Curve, HeadOutcome, HeldEntry, MovedEntry, Outcome, RunPage, SpentBar, sum_spent
 from frostline.state.changes import StateDiff
 from frostline.state.snapshot import Snapshot
 from frostline.tasks.isolation import IsolationReport
@@ -26,6 +26,8 @@ def run_page(
     trained: StateDiff,
     report: IsolationReport,
     naive: IsolationReport | None,
+    spent: tuple[SpentBar, ...] = (),
+    spent_note: str = "",
 ) -> RunPage:
     """Gather what a page says.
 
@@ -40,6 +42,8 @@ def run_page(
         trained: what moved because it was meant to.
         report: the heads, before and after.
         naive: the same for the naive loop, where it was run.
+        spent: from :func:`spent_bars`.
+        spent_note: how it was measured.
     """
     held = tuple(
         HeldEntry(
@@ -61,7 +65,49 @@ def run_page(
         naive=None if naive is None else _outcome("naive loop", naive.held, naive, last_naive),
         warnings=warnings,
         generator=f"frostline {frostline.__version__}",
+        spent=spent,
+        spent_note=spent_note,
     )
+
+
+def spent_bars(rows: Sequence[EpochRow], outside: Mapping[str, float], detail: str = "") -> tuple[SpentBar, ...]:
+    """Where the time went: the first epoch of each phase, its later epochs, and what was outside of them.
+
+    The first epoch stands by itself, because what it computes may serve the later ones.
+
+    Args:
+        rows: all epochs.
+        outside: name to the seconds spent outside of the epochs.
+        detail: what is said of these.
+
+    Example:
+        >>> spent = {"loading": 1.0, "head": 2.0, "saving": 0.5}
+        >>> row = EpochRow("parity", 1, 1, loss=0.1, accuracy=0.9, seconds=3.25, spent=spent)
+        >>> [(bar.title, bar.detail, bar.spent["other"]) for bar in spent_bars([row], {})]
+        [('parity', 'first epoch', 0.25)]
+    """
+    bars: list[SpentBar] = []
+    for phase in dict.fromkeys(row.phase for row in rows):
+        own = [row for row in rows if row.phase == phase]
+        for part in (own[:1], own[1:]):
+            if part:
+                bars.append(SpentBar(phase, _which(part), sum_spent([time_spent(row) for row in part]), len(part)))
+    if outside:
+        bars.append(SpentBar("outside of the epochs", detail, sum_spent([outside])))
+    return tuple(bars)
+
+
+def time_spent(row: EpochRow) -> dict[str, float]:
+    """What an epoch spent its time on, with what was not told apart as ``other``."""
+    within = sum(seconds for name, seconds in row.spent.items() if name != "saving")
+    return {**row.spent, "other": max(0.0, row.seconds - within)}
+
+
+def _which(rows: Sequence[EpochRow]) -> str:
+    first, last = rows[0].epoch, rows[-1].epoch
+    if first == 1:
+        return "first epoch"
+    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
 def _outcome(title: str, held: int, report: IsolationReport, accuracy: float | None) -> Outcome:

@@ -23,5 +23,8 @@ from frostline.report.rule_text import RuleText as RuleText
 from frostline.report.run_page import RunPage as RunPage
 from frostline.report.run_page import render_run as render_run
 from frostline.report.sarif import render_sarif as render_sarif
+from frostline.report.spent_bars import SpentBar as SpentBar
+from frostline.report.spent_bars import spent_line as spent_line
+from frostline.report.spent_bars import sum_spent as sum_spent
 from frostline.report.table_page import TablePage as TablePage
 from frostline.report.table_page import render_table as render_table

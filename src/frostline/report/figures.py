@@ -70,3 +70,25 @@ def count(number: int | None, noun: str = "", plural: str = "") -> str:
     if not noun:
         return f"{number:,}"
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """How long something took, with three significant digits up to two minutes; an exact zero is a bare ``0``.
+
+    Example:
+        >>> duration(0.0421), duration(41.0), duration(119.6), duration(754), duration(4980)
+        ('0.0421 s', '41.0 s', '2 min 00 s', '12 min 34 s', '1 h 23 min')
+        >>> duration(0.0), duration(0.0002)
+        ('0 s', '<0.001 s')
+    """
+    if not seconds:
+        return "0 s"
+    if seconds < 0.001:
+        return "<0.001 s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{seconds:#.3g}".removesuffix(".") + " s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02} min"

@@ -15,6 +15,7 @@ from frostline.report.curves import PHASE_STYLES, Curve, draw_charts
 from frostline.report.module_tree import HeldEntry, MovedEntry, grow_tree
 from frostline.report.outcome import Outcome, by_role, compare
 from frostline.report.page_templates import page_templates
+from frostline.report.spent_bars import SpentBar, draw_spent
 from frostline.report.trace import draw_traces
 
 SCHEMA_VERSION = 1
@@ -39,6 +40,8 @@ class RunPage:
         warnings: what the reader should know, a sentence each.
         metric: what heads are measured by; a share in 0..1.
         generator: the program and version that made the page.
+        spent: where the time went, a bar for each part of the run.
+        spent_note: how that was measured, in a sentence.
     """
 
     title: str
@@ -53,6 +56,8 @@ class RunPage:
     warnings: tuple[str, ...] = ()
     metric: str = "accuracy"
     generator: str = ""
+    spent: tuple[SpentBar, ...] = ()
+    spent_note: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ def render_run(page: RunPage) -> str:
             traces=draw_traces([entry.path for entry in page.held], runs),
             charts=draw_charts(page.curves, metric=page.metric),
             phase_styles=PHASE_STYLES,
+            spent=draw_spent(page.spent),
             runs=runs,
             blocks=compare(runs, metric=page.metric),
             by_role=by_role,
