@@ -22,6 +22,7 @@ Examples:
   frostline finetune --data photos --model timm/resnet18 --pretrained
   frostline finetune --data photos --model timm/resnet18 --freeze '!layer4'
   frostline finetune --data photos --model timm/resnet18 --strategy gradual
+  frostline finetune --data photos --model timm/resnet18 --task kind=kind.csv --task place=place.csv
   frostline finetune --resume runs/finetune-1
 """
 
@@ -47,6 +48,18 @@ def finetune(
     ] = None,
     head: Annotated[
         str | None, typer.Option(help="Dotted path of the model's classifier, if it is not found.", metavar="NAME")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One more head on the same trunk, from a CSV file with the columns image,label[,split]. Each image is "
+            "read once for all heads; may be repeated.",
+            metavar="NAME=LABELS.csv",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="With --task: stop a head after so many epochs without a better accuracy.", metavar="EPOCHS"),
     ] = None,
     strategy: Annotated[
         str,
@@ -87,6 +100,7 @@ def finetune(
     images with trunk and first head held; then the same is done the naive way, for comparison.
     """
     from frostline import finetune as room
+    from frostline.cli.finetune_tasks import finetune_tasks, refuse_to_resume_tasks
 
     settings: dict[str, Any] = {
         "data": data,
@@ -107,6 +121,11 @@ def finetune(
         "workers": workers,
         "val_share": val_share,
     }
+    if task and resume is None:
+        finetune_tasks(task, settings, patience=patience, out=out, as_json=as_json)
+        return
+    if patience is not None and resume is None:
+        raise FrostlineError("--patience is for heads that train with --task\n  fix: leave it out, or add --task")
     try:
         with Live(ERRORS if as_json else OUTPUT) as live:
             if resume is None:
@@ -114,6 +133,7 @@ def finetune(
                 result = room.run(config, out, progress=live)
             else:
                 _refuse_beside_resume(context, {"resume", "device", "as_json"})
+                refuse_to_resume_tasks(resume)
                 asked = context.get_parameter_source("device")
                 given = asked is not None and asked.name != "DEFAULT"
                 result = room.resume(resume, device=device if given else None, progress=live)

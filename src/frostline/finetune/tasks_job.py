@@ -1,0 +1,365 @@
+"""Several tasks on one trunk: every image is read once, runs through the trunk once, and all heads train on that."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from frostline.errors import CorruptData, MissingExtra, TrainingDiverged
+from frostline.fast.feature_source import features_of
+from frostline.fast.features import Features
+from frostline.fast.head_run import HeadEpoch
+from frostline.fast.head_task import HeadTask
+from frostline.fast.heads import Given, train_heads
+from frostline.fast.heads_result import HeadsResult
+from frostline.finetune.certificate import held_rows
+from frostline.finetune.classifier import BuiltModel, check_width, split_head
+from frostline.finetune.config import ConfigError
+from frostline.finetune.folder_problem import build, start
+from frostline.finetune.image_folder import MOST_NAMES, ImageDataset, transforms_for, unreadable
+from frostline.finetune.label_file import TaskData, read_labels, sides_of
+from frostline.finetune.metrics import EpochRow
+from frostline.finetune.progress import Progress, Silent
+from frostline.finetune.tasks_config import TasksConfig
+from frostline.finetune.tasks_page import tasks_page
+from frostline.heads.initial import new_head
+from frostline.json_values import finite
+from frostline.report import render_run
+from frostline.runs.device import pick_device
+from frostline.runs.run_folder import RunFolder
+from frostline.runs.time_spent import TimeSpent
+from frostline.state import names
+from frostline.state.inventory import SCHEMA_VERSION, inventory
+from frostline.state.snapshot import Snapshot, snapshot
+
+# The trunk runs on so many images at a time, whatever the batches of the heads: features do not depend on those.
+ROWS = 32
+MakeFeatures: TypeAlias = Callable[[nn.Module, ImageDataset, TasksConfig], Given]
+
+
+@dataclass(frozen=True, eq=False)
+class TasksResult:
+    """What a run with several tasks came to.
+
+    Attributes:
+        folder: the run folder.
+        tasks: name to its classes and samples.
+        images: how many images were read.
+        trained: what became of the heads, and the proof that they had nothing to do with each other.
+        certificate: as written to ``certificate.json``.
+        page: the HTML report, where the extra for it is installed.
+        spent: what the time went to, name to seconds.
+    """
+
+    folder: Path
+    tasks: Mapping[str, TaskData]
+    images: int
+    trained: HeadsResult
+    certificate: dict[str, Any]
+    page: Path | None
+    spent: Mapping[str, float]
+
+    @property
+    def isolated(self) -> bool:
+        """Whether nothing of the trunk moved, and no head moved another one."""
+        return not self.certificate["moved"] and self.trained.isolation.isolated
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON-ready values with a schema version."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "folder": str(self.folder),
+            "isolated": self.isolated,
+            "images": self.images,
+            "accuracy": {row.name: row.accuracy for row in self.trained.rows},
+            "diverged": {row.name: row.diverged for row in self.trained.rows if row.diverged},
+            "spent": dict(self.spent),
+            "certificate": self.certificate,
+            "report": None if self.page is None else str(self.page),
+        }
+
+
+def features_for(trunk: nn.Module, dataset: ImageDataset, config: TasksConfig) -> Features:
+    """The features of all images, each of which is read and runs through the trunk once.
+
+    Args:
+        trunk: the model without its classifier; left as it is.
+        dataset: the images.
+        config: how many processes read.
+    """
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=ROWS, num_workers=config.settings.workers)
+    return features_of(trunk, (images for images, _ in loader), rows=ROWS)
+
+
+def run_tasks(
+    config: TasksConfig,
+    out: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    features: MakeFeatures = features_for,
+) -> TasksResult:
+    """Train a head for each task on the features of one trunk, and prove that nothing else moved.
+
+    The trunk is held whole and runs once over the union of the images. Everything that can be refused is refused
+    before the run folder is made. The global random state is given back as it was.
+
+    Args:
+        config: what to do.
+        out: the run folder, which must not exist or be empty; ``None`` takes the next free ``runs/finetune-N``.
+        progress: told what happens.
+        features: computes the features of the images.
+
+    Raises:
+        FrostlineError: of the kind that says what is wrong; see :mod:`frostline.errors`.
+    """
+    return _TasksJob(config, progress or Silent()).run(out, features)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """All that is known before anything is written."""
+
+    tasks: Mapping[str, TaskData]
+    images: list[Path]
+    built: BuiltModel
+    trunk: nn.Module
+    heads: Mapping[str, nn.Linear]
+    facts: list[tuple[str, str]]
+    notes: list[str]
+    warnings: list[str]
+
+
+class _TasksJob:
+    def __init__(self, config: TasksConfig, progress: Progress) -> None:
+        self.config = config
+        self.progress = progress
+        self.spent = TimeSpent()
+        self.device = pick_device(config.settings.device)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                f"--task on {os.environ['WORLD_SIZE']} processes: heads train in one.\n"
+                "  fix: start it without a launcher"
+            )
+
+    def run(self, out: str | Path | None, features: MakeFeatures) -> TasksResult:
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            with self.spent("preparing"):
+                ready = self._prepare()
+                folder = self._make(out)
+            for line in ready.notes:
+                self.progress.say(line)
+            trunk = ready.trunk.to(self.device)
+            before = snapshot(trunk)
+            trained = self._train(folder, ready, self._features(features, ready))
+            with self.spent("saving"):
+                certificate = _certify(held_rows(before, trunk), ready.tasks, trained)
+                folder.write_json("certificate.json", certificate)
+                _save_model(folder, ready, trained)
+            page = self._page(folder, ready, trained, before, certificate)
+            return TasksResult(
+                folder.path, ready.tasks, len(ready.images), trained, certificate, page, self.spent.to_json()
+            )
+
+    def _prepare(self) -> _Prepared:
+        settings = self.config.settings
+        files = [read_labels(name, file, settings.data) for name, file in self.config.tasks.items()]
+        bad = self._bad(sorted({image for file in files for image in file.images}))
+        tasks = {
+            file.task: sides_of(file, val_share=settings.val_share, seed=settings.seed, without=bad) for file in files
+        }
+        built = build(settings, len(next(iter(tasks.values())).classes))
+        facts, warned = start(settings, built)
+        trunk, old_head = split_head(built)
+        heads = {
+            name: new_head(old_head, len(data.classes), torch.Generator().manual_seed(settings.seed))
+            for name, data in tasks.items()
+        }
+        check_width(trunk, next(iter(heads.values())), torch.zeros(2, len(built.mean), *built.image_size))
+        images = sorted({image for data in tasks.values() for image, _ in (*data.train, *data.val)})
+        notes = [note for file in files for note in file.notes] + _left_out(bad)
+        return _Prepared(tasks, images, built, trunk, heads, facts, notes, [*warned, *notes])
+
+    def _bad(self, images: list[Path]) -> dict[Path, str]:
+        bad = unreadable(images)
+        if bad and (len(bad) == len(images) or not self.config.settings.skip_bad_images):
+            lines = [f"{path}: {reason}" for path, reason in bad]
+            rest = [f"(+{len(lines) - MOST_NAMES} more)"] if len(lines) > MOST_NAMES else []
+            skip = "" if len(bad) == len(images) else ", or leave them out with --skip-bad-images"
+            raise CorruptData(
+                f"{len(bad)} of {len(images)} images cannot be read\n  "
+                + "\n  ".join(lines[:MOST_NAMES] + rest)
+                + f"\n  fix: repair or remove them{skip}"
+            )
+        return dict(bad)
+
+    def _make(self, out: str | Path | None) -> RunFolder:
+        if out is None:
+            free = (Path(f"runs/finetune-{number}") for number in itertools.count(1))
+            out = next(path for path in free if not path.exists())
+            self.progress.say(f"run folder {out}")
+        was_there = Path(out).exists()
+        folder = RunFolder.create(out)
+        try:
+            folder.write_json("config.json", self.config.to_json())
+        except BaseException:
+            if not was_there:
+                with suppress(OSError):
+                    folder.path.rmdir()
+            raise
+        return folder
+
+    def _features(self, make: MakeFeatures, ready: _Prepared) -> Given:
+        built = ready.built
+        transform = transforms_for(built.image_size, built.mean, built.std, train=False)
+        dataset = ImageDataset([(image, 0) for image in ready.images], transform, seed=self.config.settings.seed)
+        self.progress.say(f"reading {len(ready.images):,} images, each once, and running the trunk once on each")
+        with self.spent("features"):
+            return make(ready.trunk, dataset, self.config)
+
+    def _train(self, folder: RunFolder, ready: _Prepared, given: Given) -> HeadsResult:
+        settings, place = self.config.settings, {image: index for index, image in enumerate(ready.images)}
+        wanted = {
+            name: HeadTask(
+                [label for _, label in data.train],
+                [label for _, label in data.val],
+                head=ready.heads[name],
+                lr=settings.lr,
+                epochs=settings.epochs,
+                batch_size=settings.batch_size,
+                patience=self.config.patience,
+                seed=settings.seed,
+                samples=[place[image] for image, _ in data.train],
+                val_samples=[place[image] for image, _ in data.val],
+            )
+            for name, data in ready.tasks.items()
+        }
+
+        def note(row: HeadEpoch) -> None:
+            with self.spent("saving"):
+                folder.append_metrics(finite({**_as_epoch(row).to_json(), "val_loss": row.val_loss}))
+
+        heads = f"{len(wanted)} heads side by side" if len(wanted) > 1 else "1 head"
+        epochs = f"{settings.epochs} epoch{'' if settings.epochs == 1 else 's'}"
+        self.progress.say(f"training {heads}: {'at most ' * (self.config.patience is not None)}{epochs}")
+        with self.spent("heads"):
+            trained = train_heads(given, wanted, trunk=ready.trunk, device=self.device, after_epoch=note)
+        if len(trained.diverged) == len(wanted):
+            row = trained.rows[0]
+            raise TrainingDiverged(
+                f"every head diverged; {row.name!r}: {row.diverged}\n"
+                f"  kept: what was measured until then, in {folder.path}\n"
+                f"  fix: a smaller learning rate than --lr {settings.lr:g}, or look for broken values in the data"
+            )
+        return trained
+
+    def _page(
+        self, folder: RunFolder, ready: _Prepared, trained: HeadsResult, before: Snapshot, certificate: dict[str, Any]
+    ) -> Path | None:
+        settings, patience = self.config.settings, self.config.patience
+        page = tasks_page(
+            title=f"{settings.model} learns {_some(list(ready.tasks))}",
+            facts=(
+                ("data", f"{len(ready.images):,} images, each read once and run once through the trunk"),
+                ("model", ready.built.source),
+                *ready.facts,
+                ("held of the trunk", "all of it"),
+                ("classifier of the model", f"{ready.built.head_path}, in whose place the heads stand"),
+                ("epochs", f"{settings.epochs}" if patience is None else f"at most {settings.epochs}"),
+                *((("patience", f"{patience} epochs without a better accuracy"),) if patience is not None else ()),
+                ("optimizer", f"AdamW, learning rate {settings.lr:g}"),
+                ("batch size", str(settings.batch_size)),
+                ("seed", str(settings.seed)),
+                ("device", str(self.device)),
+                ("torch", torch.__version__),
+                *((f"time for {name}", f"{seconds:.1f} s") for name, seconds in self.spent.to_json().items()),
+            ),
+            warnings=tuple(ready.warnings),
+            tasks=ready.tasks,
+            heads=ready.heads,
+            trained=trained,
+            before=before,
+            certificate=certificate,
+            rows=[_as_epoch(row) for row in trained.epochs],
+        )
+        try:
+            folder.write_text("report.html", render_run(page))
+        except MissingExtra as error:
+            self.progress.say(f"report.html was not written: {error}")
+            return None
+        return folder.path / "report.html"
+
+
+def _certify(rows: dict[str, dict[str, Any]], tasks: Mapping[str, TaskData], trained: HeadsResult) -> dict[str, Any]:
+    """What was held with its digests before and after, and what the heads say of each other."""
+    held = {names.join("trunk", path): row for path, row in rows.items()}
+    return finite(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "held": held,
+            "moved": [path for path, row in held.items() if not row["equal"]],
+            "isolation": trained.isolation.to_json(),
+            "tasks": {
+                row.name: {
+                    "classes": list(tasks[row.name].classes),
+                    "train": len(tasks[row.name].train),
+                    "val": len(tasks[row.name].val),
+                    "largest_class": tasks[row.name].largest_class,
+                    "accuracy": row.accuracy,
+                    "val_loss": row.val_loss,
+                    "loss": row.loss,
+                    "epoch": row.epoch,
+                    "epochs": row.epochs,
+                    "best_epoch": row.best_epoch,
+                    "stopped_early": row.stopped_early,
+                    "diverged": row.diverged,
+                }
+                for row in trained.rows
+            },
+        }
+    )
+
+
+def _save_model(folder: RunFolder, ready: _Prepared, trained: HeadsResult) -> None:
+    """Write trunk and heads under the names that they have in a :class:`~frostline.tasks.TaskModel`."""
+    tensors: dict[str, Tensor] = {
+        names.join("trunk", path): entry.value
+        for path, entry in inventory(ready.trunk).items()
+        if entry.is_tensor and entry.persistent
+    }
+    classes: dict[str, list[str]] = {}
+    for name, head in trained.heads.items():
+        # Of a head that diverged there is nothing to keep.
+        if name not in trained.diverged:
+            tensors |= {names.join("heads", name, path): value for path, value in inventory(head).tensors.items()}
+            classes[name] = list(ready.tasks[name].classes)
+    metadata = {"format": "pt", "classes": json.dumps(classes, ensure_ascii=False)}
+    folder.save_tensors("model.safetensors", tensors, metadata)
+
+
+def _as_epoch(row: HeadEpoch) -> EpochRow:
+    assert row.accuracy is not None, "every task has classes to validate on"
+    return EpochRow(row.head, row.epoch, row.epochs, row.loss, row.accuracy, row.seconds)
+
+
+def _left_out(bad: Mapping[Path, str]) -> list[str]:
+    if not bad:
+        return []
+    first = next(iter(bad))
+    if len(bad) == 1:
+        return [f"1 image could not be read and was left out: {first}"]
+    return [f"{len(bad)} images could not be read and were left out, {first} for example"]
+
+
+def _some(tasks: list[str]) -> str:
+    return ", ".join(tasks[:4]) + (" ..." if len(tasks) > 4 else "")
