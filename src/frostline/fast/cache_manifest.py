@@ -190,6 +190,25 @@ def read_table(folder: Path, record: TableRecord) -> SampleTable:
         ) from error
 
 
+def read_both(folder: Path) -> tuple[Manifest, SampleTable] | None:
+    """Read the manifest and the table that it names, while a writer may be replacing both.
+
+    Raises:
+        CacheError: as :func:`read_manifest`.
+        CorruptCache: either is damaged.
+    """
+    manifest = read_manifest(folder)
+    while manifest is not None:
+        try:
+            return manifest, read_table(folder, manifest.table)
+        except CorruptCache:
+            newer = read_manifest(folder)
+            if newer is None or newer.table == manifest.table:
+                raise
+            manifest = newer
+    return None
+
+
 def remove_others(folder: Path, manifest: Manifest | None) -> None:
     """Remove files of ours that the manifest does not name, which killed writers left; others are never touched."""
     named = set[str]() if manifest is None else {manifest.table.file, *(shard.file for shard in manifest.shards)}

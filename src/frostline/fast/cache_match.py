@@ -52,7 +52,7 @@ def refuse_other_samples(samples: ViewedSamples, shelf: Shelf, indices: Ints, sl
     there = shelf.holds(0, slots)
     indices, slots = indices[there], slots[there]
     chosen = np.unique(np.linspace(0, len(indices) - 1, min(_COMPARED, len(indices))).astype(np.int64))
-    with samples.epoch_kept():
+    with samples.reading():
         for index, slot in zip(indices[chosen].tolist(), slots[chosen].tolist(), strict=True):
             try:
                 row = shelf.rows(0, np.array([slot]), [INPUT_DIGEST])[INPUT_DIGEST.name][0]

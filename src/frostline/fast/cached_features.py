@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from frostline.checkpoint.stored import dtype_name
 from frostline.errors import CacheError, CorruptCache
-from frostline.fast.cache_manifest import NAME, read_manifest, read_table
+from frostline.fast.cache_manifest import NAME, read_both
 from frostline.fast.features import Features, Place
 from frostline.fast.narrowing import Losses, NarrowingCost
 from frostline.fast.sample_parts import Form, together
@@ -50,10 +50,11 @@ class CachedFeatures:
             CorruptCache: it is damaged.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        if manifest is None:
+        both = read_both(folder)
+        if both is None:
             raise CacheError(f"{folder} holds no features\n  fix: FeatureCache(folder, extractor, dataset).fill()")
-        return CachedFeatures(folder, Shelf(folder, manifest), read_table(folder, manifest.table).order, manifest.views)
+        manifest, table = both
+        return CachedFeatures(folder, Shelf(folder, manifest), table.order, manifest.views)
 
     def __len__(self) -> int:
         return len(self._order)

@@ -136,7 +136,7 @@ class FeatureCache(CachedFeatures):
         self._rebuild = rebuild
         self._randomness = ""
         self._key: CacheKey | None = None
-        with self._samples.epoch_kept():
+        with self._samples.reading():
             first = self._samples.read(0, 0)
         self._input, self._target = form_of(first.input), form_of(first.target)
         # Refuses a dtype before anything is read or computed.
@@ -208,21 +208,21 @@ class FeatureCache(CachedFeatures):
         # Whatever is read to find out must not move a generator of the process.
         self._samples.seeded = True
         try:
-            manifest = cache_manifest.read_manifest(self.folder)
+            both = cache_manifest.read_both(self.folder)
         except (CacheMismatch, CorruptCache):
             if not self._rebuild:
                 raise
-            manifest = None
-        if manifest is None or self._rebuild:
+            both = None
+        if both is None or self._rebuild:
             self._start_anew()
             return
+        manifest, table = both
         before = self._shelf
         randomness = manifest.key.randomness
         if views_refused(randomness, self.views):  # which of another transform would be beside the point
             randomness = self._samples.probe()
         key = self._ask(randomness)
         refuse_other_key(self.folder, key, manifest, self._input, self._target)
-        table = cache_manifest.read_table(self.folder, manifest.table)
         self._place(table, key)
         if before is not None and before.manifest.origin == manifest.origin:
             before.use(manifest)
@@ -370,7 +370,7 @@ class FeatureCache(CachedFeatures):
         batches = ViewBatches(self._samples, self._input, self._target, self._workers)
         filling = CacheFilling(self._extractor, batches, self._layout, self._shard_samples())
         begun, done = time.perf_counter(), 0
-        with self._samples.epoch_kept():
+        with self._samples.reading():
             for shard in filling.shards(jobs, self._order, lock.forget, measured, progress):
                 self._keep(shard, done, total, (done + shard.count) / (time.perf_counter() - begun))
                 done += shard.count

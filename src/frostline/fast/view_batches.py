@@ -110,7 +110,8 @@ class _Reader(Dataset[Any]):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Any:
         try:
-            return self._batch(keys)
+            with self._samples.reading():
+                return self._batch(keys)
         except FrostlineError as error:
             return error
 

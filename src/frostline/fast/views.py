@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, cast
@@ -55,7 +55,7 @@ class ViewedSamples:
 
     *Views.* Of a dataset that knows epochs (``set_epoch``), view ``v`` is its epoch ``v + 1``: see :func:`epoch_of`.
     One that draws from the process's generators (torch's, numpy's, python's) is given them seeded by (seed, view,
-    index), and they are as before after each sample, so that views are the same in any order, with any number of
+    index), and they are as before after reading, so that views are the same in any order, with any number of
     workers, and in another process.
 
     *Samples.* A sample is ``(input, target)``, a tuple or list of two, or the input alone. The input is a tensor, or a
@@ -88,20 +88,20 @@ class ViewedSamples:
         return len(self.dataset)
 
     def read(self, index: int, view: int) -> Read:
-        """Read one sample under a view."""
+        """Read one sample under a view, within a block of :meth:`reading`."""
         if self.epochs is not None:
             self.epochs.set_epoch(epoch_of(view))
-        if not self.seeded:
-            return split(self.dataset[index])
-        with seeded(self.seed, view, index):
-            return split(self.dataset[index])
+        if self.seeded:
+            seed_generators(self.seed, view, index)
+        return split(self.dataset[index])
 
     @contextmanager
-    def epoch_kept(self) -> Generator[None, None, None]:
-        """A block in which samples are read; after it the dataset is at the epoch that it was at."""
+    def reading(self) -> Generator[None, None, None]:
+        """A block in which samples are read; after it the dataset's epoch and all generators are as before."""
         before = getattr(self.epochs, "epoch", None)
         try:
-            yield
+            with generators_kept():
+                yield
         finally:
             if self.epochs is not None and isinstance(before, int):
                 self.epochs.set_epoch(before)
@@ -120,7 +120,7 @@ class ViewedSamples:
         """
         self.seeded = True
         count = len(self)
-        with self.epoch_kept():
+        with self.reading():
             # Two readings of the first sample, in one epoch and under the same seeds.
             first, again = self.read(0, 0).digest(), self.read(0, 0).digest()
             if first != again:
@@ -136,12 +136,13 @@ class ViewedSamples:
             return "none" if self.epochs is None else "epochs"
 
     def _draws(self, index: int) -> bool:
-        with seeded(self.seed, 0, index):
-            before = _states()
-            if self.epochs is not None:
-                self.epochs.set_epoch(epoch_of(0))
-            self.dataset[index]
-            return not _same(before, _states())
+        seed_generators(self.seed, 0, index)
+        before = _states()
+        if self.epochs is not None:
+            self.epochs.set_epoch(epoch_of(0))
+        self.dataset[index]
+        after = _states()
+        return digest_value(before) != digest_value(after)
 
     @property
     def keyed(self) -> bool:
@@ -197,29 +198,38 @@ def split(sample: Any) -> Read:
     return Read(sample, None)
 
 
-@contextmanager
-def seeded(seed: int, view: int, index: int) -> Generator[None, None, None]:
-    """Seed torch's CPU generator, numpy's and python's for one sample under one view; afterwards they are as before.
+def seed_generators(seed: int, view: int, index: int) -> None:
+    """Seed torch's CPU generator, numpy's and python's for one sample under one view.
 
     Example:
-        >>> with seeded(0, 0, 5):
+        >>> with generators_kept():
+        ...     seed_generators(0, 0, 5)
         ...     first = torch.rand(1)
-        >>> with seeded(0, 0, 5):
+        ...     seed_generators(0, 0, 5)
         ...     print(torch.equal(first, torch.rand(1)))
         True
     """
-    before = _states()
     # A hash, because sums and products of the three make neighbouring views share their augmentation.
     value = int.from_bytes(hashlib.blake2b(f"{seed},{view},{index}".encode(), digest_size=8).digest(), "little")
+    # torch.manual_seed would seed the generators of devices too, which are not brought back.
+    torch.default_generator.manual_seed(value >> 1)
+    np.random.seed(value & 0xFFFFFFFF)
+    random.seed(value)
+
+
+@contextmanager
+def generators_kept() -> Generator[None, None, None]:
+    """A block after which torch's CPU generator, numpy's and python's are as before.
+
+    For many samples at once, because numpy takes a tenth of a millisecond to tell its state.
+    """
+    before_torch, before_numpy, before_python = _states()
     try:
-        torch.default_generator.manual_seed(value >> 1)
-        np.random.seed(value & 0xFFFFFFFF)
-        random.seed(value)
         yield
     finally:
-        torch.default_generator.set_state(before.torch)
-        np.random.set_state(before.numpy)
-        random.setstate(before.python)
+        torch.default_generator.set_state(before_torch)
+        np.random.set_state(before_numpy)
+        random.setstate(before_python)
 
 
 def preprocessing_key(dataset: Any) -> str | None:
@@ -229,35 +239,8 @@ def preprocessing_key(dataset: Any) -> str | None:
     return None if value is None else str(value)
 
 
-@dataclass(frozen=True)
-class _Generators:
-    torch: Tensor
-    numpy: dict[str, Any]
-    python: tuple[Any, ...]
-
-
-def _states() -> _Generators:
-    return _Generators(
-        torch.default_generator.get_state(),
-        np.random.get_state(legacy=False),
-        random.getstate(),
-    )
-
-
-def _same(before: _Generators, after: _Generators) -> bool:
-    return (
-        torch.equal(before.torch, after.torch)
-        and digest_value(_plain(before.numpy)) == digest_value(_plain(after.numpy))
-        and before.python == after.python
-    )
-
-
-def _plain(state: Mapping[str, Any]) -> Any:
-    return {key: _plain(value) if isinstance(value, Mapping) else _listed(value) for key, value in state.items()}
-
-
-def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
+def _states() -> tuple[Tensor, Any, tuple[Any, ...]]:
+    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
 
 
 def _with_epochs(dataset: Any) -> Any:

@@ -62,7 +62,9 @@ def writing(folder: Path) -> Generator[WriterLock, None, None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     lock = WriterLock(path, handle)
     try:
-        if not _taken(handle):
+        with told(path, 0, "  kept: everything"):  # some file systems of networks have no locks
+            taken = _taken(handle)
+        if not taken:
             raise CacheBusy(
                 f"{folder} is being written to by {_owner(path)}\n"
                 "  fix: wait until it is done (reading goes on meanwhile), or another folder"
