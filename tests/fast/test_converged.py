@@ -209,6 +209,7 @@ def test_a_tensor_shared_with_the_head_keeps_its_layer_training():
     opt = torch.optim.SGD(model.parameters(), lr=STILL)
     watcher = Converged(model, opt, head="2")
     for _ in range(4):
+        opt.zero_grad()
         model(torch.ones(1, 2)).sum().backward()
         opt.step()
         report = watcher.epoch_end()

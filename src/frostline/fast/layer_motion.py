@@ -6,7 +6,7 @@ Knows tensors and optimizers; judges nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,12 @@ class Window:
             for number, members in self._layers.items()
         }
         self._highest = dict.fromkeys(self._layers, 0.0)
-        self._squares: dict[int, Tensor] = {}
-        self._read: dict[int, Tensor] = {}
+        # All gradients in one row, because a call for each of them would cost more than the sums.
+        self._parameters = [parameter for members in self._layers.values() for parameter in members.values()]
+        self._squares: Tensor | None = None
+        self._read: Tensor | None = None
+        self._read_of: list[bool] = []
+        self._seen = [False] * len(self._parameters)
 
     @property
     def nbytes(self) -> int:
@@ -89,65 +93,69 @@ class Window:
     def read(self) -> None:
         """Look at the gradients, and forget what was read and not kept."""
         scale: Any = getattr(self._optimizer, "grad_scale", None)
-        for number, members in self._layers.items():
-            norms = [_norm(parameter.grad) for parameter in members.values() if parameter.grad is not None]
-            self._read.pop(number, None)
-            if norms:
-                total = _joined(norms)
-                # A fused optimizer is given scaled gradients, and the scale beside them.
-                self._read[number] = total if scale is None else total / scale
+        gradients = [parameter.grad for parameter in self._parameters]
+        self._read, self._read_of = None, [gradient is not None for gradient in gradients]
+        found = [gradient for gradient in gradients if gradient is not None]
+        if found:
+            norms = _norms(found)
+            # A fused optimizer is given scaled gradients, and the scale beside them.
+            norms = norms if scale is None else norms / scale.to(norms.device)
+            if len(found) < len(gradients):
+                norms = norms.new_zeros(len(gradients)).masked_scatter_(
+                    torch.tensor(self._read_of, device=norms.device), norms
+                )
+            self._read = norms
 
     def keep(self) -> None:
         """Count a step with the gradients that were read, at the rates that the groups have now."""
         self.steps += 1
         groups = self._optimizer.param_groups
-        for number, read in self._read.items():
-            square = read.square()
-            self._squares[number] = self._squares[number] + square if number in self._squares else square
+        if self._read is not None:
+            squares = self._read.square_()
+            self._squares = squares if self._squares is None else self._squares.add_(squares)
+            self._seen = [before or now for before, now in zip(self._seen, self._read_of, strict=True)]
         for number, indices in self._groups.items():
             self._highest[number] = max([self._highest[number], *(float(groups[index]["lr"]) for index in indices)])
         for index, group in enumerate(groups):
             if any(parameter.requires_grad for parameter in group["params"]):
                 self.rates[index] = max(self.rates.get(index, 0.0), float(group["lr"]))
-        self._read = {}
+        self._read = None
 
     def close(self) -> dict[int, Motion]:
         """What each layer did; only reads."""
-        return {
-            number: Motion(self._gradient(number), self._update(number), self._highest[number])
-            for number in self._layers
-        }
-
-    def _gradient(self, number: int) -> float | None:
-        if number not in self._squares:
-            return None
-        square = float(self._squares[number])
-        return math.sqrt(square / self.steps) if square >= 0 else math.nan
+        squares = [0.0] * len(self._parameters) if self._squares is None else self._squares.tolist()
+        motions: dict[int, Motion] = {}
+        start = 0
+        for number, members in self._layers.items():
+            own = slice(start, start := start + len(members))
+            seen = any(self._seen[own])
+            gradient = math.sqrt(math.fsum(squares[own]) / self.steps) if seen else None
+            motions[number] = Motion(gradient, self._update(number), self._highest[number])
+        return motions
 
     @torch.no_grad()
     def _update(self, number: int) -> float:
         now = [parameter.detach() for parameter in self._layers[number].values()]
         starts = self._starts[number]
-        ways = [_norm(end - start) for end, start in zip(now, starts, strict=True)]
-        before, after = [_norm(each) for each in starts], [_norm(each) for each in now]
-        rows = [(_joined(ways), _joined(before), _joined(after))]
+        ways = _norms([end - start for end, start in zip(now, starts, strict=True)])
+        table = torch.stack([ways, _norms(starts), _norms(now)])
+        whole: list[float] = torch.linalg.vector_norm(table, dim=1).tolist()
         # A bias, which may begin at 0, is compared with the layer; a matrix that goes far by itself is seen.
-        rows += [row for row, value in zip(zip(ways, before, after, strict=True), now, strict=True) if value.ndim > 1]
-        shares = torch.stack([torch.stack([each.to(rows[0][0].device) for each in row]) for row in rows]).tolist()
-        return max((_share(way, max(one, other)) for way, one, other in shares), key=_nan_first)
+        rows = [whole, *(row for row, value in zip(table.T.tolist(), now, strict=True) if value.ndim > 1)]
+        return max((_share(way, max(one, other)) for way, one, other in rows), key=_nan_first)
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if tensor.is_sparse:
-        tensor = tensor.coalesce().values()
-    narrow = tensor.dtype in (torch.float16, torch.bfloat16)
-    return torch.linalg.vector_norm(tensor, dtype=torch.float32 if narrow else None).float()
-
-
-def _joined(norms: Iterable[Tensor]) -> Tensor:
-    several = list(norms)
-    return torch.linalg.vector_norm(torch.stack([norm.to(several[0].device) for norm in several]))
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of each, in one tensor on the device of the first."""
+    with torch.no_grad():
+        dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+        # The square of a half-precision number leaves its range early.
+        wide = [tensor.float() if tensor.dtype.itemsize < 4 else tensor for tensor in dense]
+        if not any(tensor.is_complex() for tensor in wide):
+            norms: Sequence[Tensor] = torch._foreach_norm(wide)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            norms = [torch.linalg.vector_norm(tensor) for tensor in wide]
+        return torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])
 
 
 def _share(way: float, norm: float) -> float:
