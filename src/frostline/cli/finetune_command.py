@@ -22,7 +22,7 @@ Examples:
   frostline finetune --data photos --model timm/resnet18 --pretrained
   frostline finetune --data photos --model timm/resnet18 --freeze '!layer4'
   frostline finetune --data photos --model timm/resnet18 --strategy gradual
-  frostline finetune --data photos --model timm/resnet18 --task kind=kind.csv --task place=place.csv
+  frostline finetune --model timm/resnet18 --task kind=a.csv --task sex=b.csv
   frostline finetune --resume runs/finetune-1
 """
 

@@ -14,7 +14,7 @@ from frostline.errors import FrostlineError, name_some
 from frostline.tables import text_table
 
 if TYPE_CHECKING:
-    from frostline.finetune.tasks_job import TasksResult
+    from frostline.finetune.tasks_result import TasksResult
 
 
 def finetune_tasks(

@@ -32,6 +32,7 @@ from frostline.finetune.metrics import EpochRow
 from frostline.finetune.progress import Progress, Silent
 from frostline.finetune.tasks_config import TasksConfig
 from frostline.finetune.tasks_page import tasks_page
+from frostline.finetune.tasks_result import TasksResult, certify_tasks
 from frostline.heads.initial import new_head
 from frostline.json_values import finite
 from frostline.report import render_run
@@ -39,54 +40,12 @@ from frostline.runs.device import pick_device
 from frostline.runs.run_folder import RunFolder
 from frostline.runs.time_spent import TimeSpent
 from frostline.state import names
-from frostline.state.inventory import SCHEMA_VERSION, inventory
+from frostline.state.inventory import inventory
 from frostline.state.snapshot import Snapshot, snapshot
 
 # The trunk runs on so many images at a time, whatever the batches of the heads: features do not depend on those.
 ROWS = 32
 MakeFeatures: TypeAlias = Callable[[nn.Module, ImageDataset, TasksConfig], Given]
-
-
-@dataclass(frozen=True, eq=False)
-class TasksResult:
-    """What a run with several tasks came to.
-
-    Attributes:
-        folder: the run folder.
-        tasks: name to its classes and samples.
-        images: how many images were read.
-        trained: what became of the heads, and the proof that they had nothing to do with each other.
-        certificate: as written to ``certificate.json``.
-        page: the HTML report, where the extra for it is installed.
-        spent: what the time went to, name to seconds.
-    """
-
-    folder: Path
-    tasks: Mapping[str, TaskData]
-    images: int
-    trained: HeadsResult
-    certificate: dict[str, Any]
-    page: Path | None
-    spent: Mapping[str, float]
-
-    @property
-    def isolated(self) -> bool:
-        """Whether nothing of the trunk moved, and no head moved another one."""
-        return not self.certificate["moved"] and self.trained.isolation.isolated
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as JSON-ready values with a schema version."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "folder": str(self.folder),
-            "isolated": self.isolated,
-            "images": self.images,
-            "accuracy": {row.name: row.accuracy for row in self.trained.rows},
-            "diverged": {row.name: row.diverged for row in self.trained.rows if row.diverged},
-            "spent": dict(self.spent),
-            "certificate": self.certificate,
-            "report": None if self.page is None else str(self.page),
-        }
 
 
 def features_for(trunk: nn.Module, dataset: ImageDataset, config: TasksConfig) -> Features:
@@ -163,7 +122,7 @@ class _TasksJob:
             before = snapshot(trunk)
             trained = self._train(folder, ready, self._features(features, ready))
             with self.spent("saving"):
-                certificate = _certify(held_rows(before, trunk), ready.tasks, trained)
+                certificate = certify_tasks(held_rows(before, trunk), ready.tasks, trained)
                 folder.write_json("certificate.json", certificate)
                 _save_model(folder, ready, trained)
             page = self._page(folder, ready, trained, before, certificate)
@@ -298,36 +257,6 @@ class _TasksJob:
             self.progress.say(f"report.html was not written: {error}")
             return None
         return folder.path / "report.html"
-
-
-def _certify(rows: dict[str, dict[str, Any]], tasks: Mapping[str, TaskData], trained: HeadsResult) -> dict[str, Any]:
-    """What was held with its digests before and after, and what the heads say of each other."""
-    held = {names.join("trunk", path): row for path, row in rows.items()}
-    return finite(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "held": held,
-            "moved": [path for path, row in held.items() if not row["equal"]],
-            "isolation": trained.isolation.to_json(),
-            "tasks": {
-                row.name: {
-                    "classes": list(tasks[row.name].classes),
-                    "train": len(tasks[row.name].train),
-                    "val": len(tasks[row.name].val),
-                    "largest_class": tasks[row.name].largest_class,
-                    "accuracy": row.accuracy,
-                    "val_loss": row.val_loss,
-                    "loss": row.loss,
-                    "epoch": row.epoch,
-                    "epochs": row.epochs,
-                    "best_epoch": row.best_epoch,
-                    "stopped_early": row.stopped_early,
-                    "diverged": row.diverged,
-                }
-                for row in trained.rows
-            },
-        }
-    )
 
 
 def _save_model(folder: RunFolder, ready: _Prepared, trained: HeadsResult) -> None:
