@@ -43,7 +43,9 @@ def both(labels: Path) -> list[str]:
 
 def test_it_tells_what_became_of_each_head(command: Any, given: list[object], both: list[str]):
     done = command(*given, *both)
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    # Torchvision's own warning comes once in a process.
+    assert all(line.startswith("warning: torchvision's compiled operators") for line in done.err.splitlines())
     lines = done.out.splitlines()
     assert lines[1] == "training 2 heads side by side: 2 epochs"
     heading = next(line for line in lines if line.startswith("head "))
