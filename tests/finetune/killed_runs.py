@@ -61,8 +61,13 @@ def obey(order: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    # What a run imports as it goes on, too: each child would do that again, which takes longer than the run.
     import accelerate  # noqa: F401
+    import jinja2  # noqa: F401
+    import matplotlib.backends.backend_svg
+    import matplotlib.style  # noqa: F401
     import sklearn.datasets  # noqa: F401
+    import torch._dynamo  # noqa: F401
 
     import frostline.finetune  # noqa: F401
 

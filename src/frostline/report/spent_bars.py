@@ -10,7 +10,7 @@ from frostline.report.figures import duration
 # What a page says about a name; in this order wherever they stand.
 MEANINGS = {
     "loading": "waiting for the next batch",
-    "prefix": "forward pass of the part that is held",
+    "prefix": "forward pass of the part that is held; once, where its features are kept",
     "head": "forward pass, backward pass and step of what trains, and its validation",
     "saving": "checkpoints, metrics and the model",
     "preparing": "the device, the model and the data, before the first phase",
