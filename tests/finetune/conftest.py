@@ -35,7 +35,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         x = self.deep(self.norm(self.stem(x)).relu())
-        return self.out(x.mean((2, 3)) * self.gate(x.mean((2, 3))).mean())
+        return self.out(x.mean((2, 3)) * self.gate(x.mean((2, 3))).mean(1, keepdim=True))
 
 def own_size():
     return Net()
@@ -48,11 +48,15 @@ class Recorder:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.begun: list[tuple[str, int, int]] = []
+        self.computed: list[tuple[int, int]] = []
         self.losses: list[float] = []
         self.rows: list[EpochRow] = []
 
     def say(self, line: str) -> None:
         self.said.append(line)
+
+    def features(self, done: int, total: int) -> None:
+        self.computed.append((done, total))
 
     def begin(self, phase: str, epochs: int, done: int) -> None:
         self.begun.append((phase, epochs, done))

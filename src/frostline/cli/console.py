@@ -83,6 +83,14 @@ class Live(BarAndLines):
     def __init__(self, console: Console) -> None:
         super().__init__(console, TextColumn("{task.fields[note]}"), TimeElapsedColumn())
 
+    def features(self, done: int, total: int) -> None:
+        """So many of the features to compute are computed."""
+        if self._task is None:
+            self._task = self._bar.add_task("features", total=total, note="")
+        self._bar.update(self._task, completed=done, total=total)
+        if done == total:
+            self._remove()
+
     def begin(self, phase: str, epochs: int, done: int) -> None:
         """A phase begins, or goes on after ``done`` epochs."""
         behind = f", {done} done" if done else ""
@@ -97,11 +105,14 @@ class Live(BarAndLines):
 
     def epoch(self, row: EpochRow) -> None:
         """An epoch is over."""
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-            self._task = None
+        self._remove()
         width = len(str(row.epochs))
         self._print(
             f"  epoch {row.epoch:>{width}}/{row.epochs}  loss {row.loss:.4f}  accuracy {row.accuracy:7.2%}  "
             f"{row.seconds:.1f} s"
         )
+
+    def _remove(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None

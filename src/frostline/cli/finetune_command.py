@@ -92,6 +92,40 @@ def finetune(
     ] = False,
     val_share: Annotated[float, typer.Option(help="Share that validates, where there is no val folder.")] = 0.2,
     workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 2,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            help="Draws of the augmentation, which epochs go through in turn. By default as many as epochs, but at "
+            "most 8 where the head alone trains.",
+            metavar="N",
+        ),
+    ] = None,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Compute the features of the frozen prefix once a sample and view, where the head alone trains.",
+        ),
+    ] = True,
+    cache_folder: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep them in this folder, for other runs too; by default in the run folder, until it is done.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    rebuild_cache: Annotated[
+        bool,
+        typer.Option("--rebuild-cache", help="Replace what --cache-folder holds if it was made of something else."),
+    ] = False,
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compute the frozen prefix in a quicker way, which differs by rounding; may be repeated. By default to "
+            "the bit as the model does.",
+            metavar="folded|channels_last|compiled|bfloat16",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
 ) -> None:
     """Train a new head, hold the rest, and prove to the bit that the rest did not move.
@@ -120,6 +154,11 @@ def finetune(
         "naive": naive,
         "workers": workers,
         "val_share": val_share,
+        "views": views,
+        "use_cache": cache,
+        "cache": cache_folder,
+        "rebuild_cache": rebuild_cache,
+        "prefix": tuple(prefix or ()),
     }
     if task and resume is None:
         finetune_tasks(task, settings, patience=patience, out=out, as_json=as_json)
@@ -165,7 +204,9 @@ def _refuse_beside_resume(context: typer.Context, allowed: set[str]) -> None:
 
 
 def _show(result: RunResult) -> None:
-    lines = ["", *_told(result), "", f"run folder   {result.folder}"]
+    from frostline.report import spent_line
+
+    lines = ["", *_told(result), "", f"time         {spent_line(result.spent())}", f"run folder   {result.folder}"]
     if result.page is not None:
         lines.append(f"report       {result.page}")
     for line in lines:

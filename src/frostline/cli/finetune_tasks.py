@@ -98,7 +98,7 @@ def _told(result: TasksResult) -> list[str]:
 
 
 def _places(result: TasksResult) -> list[str]:
-    features, heads = (result.spent.get(name, 0.0) for name in ("features", "heads"))
+    features, heads = (result.spent.get(name, 0.0) for name in ("prefix", "head"))
     images = (
         f"features of {count(result.images, 'image')} {features:.1f} s ({features / result.images * 1e3:.0f} ms each)"
     )

@@ -13,6 +13,8 @@ from frostline.finetune.strategy import RATE_SCHEDULES, STRATEGIES
 SCHEMA_VERSION = 1
 # What torch's generators take.
 SEEDS = 2**64
+# Other ways to compute a frozen prefix; the last is a type for autocast.
+PREFIXES = ("folded", "channels_last", "compiled", "bfloat16")
 
 
 class ConfigError(ModelError):
@@ -42,6 +44,13 @@ class FinetuneConfig:
         naive: also train the naive way, and compare; ``None`` does so for the digits only.
         workers: processes that decode images.
         val_share: the share of images that validates, where the folder has no ``val``.
+        views: how many draws of the augmentation there are; epochs go through them in turn. By default as many as
+            epochs, but at most eight where the strategy is ``head``.
+        use_cache: keep the features of the frozen prefix where the strategy is ``head`` and they fit.
+        cache: the folder for them, which other runs may use too; by default in the run folder, until the run is done.
+        rebuild_cache: replace what lies in that folder if it was made of something else.
+        prefix: how the frozen prefix is computed: some of ``folded``, ``channels_last``, ``compiled`` and ``bfloat16``;
+            none gives the bits of the model itself.
     """
 
     data: str | None = None
@@ -61,6 +70,11 @@ class FinetuneConfig:
     naive: bool | None = None
     workers: int = 2
     val_share: float = 0.2
+    views: int | None = None
+    use_cache: bool = True
+    cache: str | None = None
+    rebuild_cache: bool = False
+    prefix: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
@@ -77,6 +91,26 @@ class FinetuneConfig:
                 raise ConfigError(
                     f"--{option} {getattr(self, name)}: there is no such one.\n  fix: one of {', '.join(known)}"
                 )
+        if self.views is not None and self.views < 1:
+            raise ConfigError(f"--views {self.views}: too small.\n  fix: 1 or more")
+        unknown = [word for word in self.prefix if word not in PREFIXES]
+        if unknown:
+            raise ConfigError(f"--prefix {unknown[0]}: there is no such one.\n  fix: some of {', '.join(PREFIXES)}")
+        if self.prefix and self.strategy != "head":
+            raise ConfigError(
+                f"--prefix with --strategy {self.strategy}: nothing of the trunk is frozen from the first step to the "
+                "last.\n  fix: leave out one of them"
+            )
+        if not self.use_cache and (self.cache is not None or self.rebuild_cache):
+            raise ConfigError(
+                "--no-cache with --cache-folder or --rebuild-cache: they contradict each other.\n"
+                "  fix: leave out one of them"
+            )
+        if self.rebuild_cache and self.cache is None:
+            raise ConfigError(
+                "--rebuild-cache: the features of a run folder are always its own.\n"
+                "  fix: --cache-folder FOLDER, or leave it out"
+            )
         if self.naive and self.strategy != "head":
             raise ConfigError(
                 f"--naive with --strategy {self.strategy}: the naive loop shows what happens to a trunk that should "
@@ -102,7 +136,8 @@ class FinetuneConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON-ready values with a schema version."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "freeze": list(self.freeze)}
+        lists = {"freeze": list(self.freeze), "prefix": list(self.prefix)}
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), **lists}
 
     @classmethod
     def from_json(cls, data: Any) -> FinetuneConfig:
@@ -127,7 +162,7 @@ class FinetuneConfig:
         known = {field.name for field in fields(cls)}
         try:
             values = {name: value for name, value in settings.items() if name in known}
-            values["freeze"] = tuple(values.get("freeze", ()))
+            values |= {name: tuple(values.get(name, ())) for name in ("freeze", "prefix")}
             return cls(**values)
         except TypeError as error:
             raise RunFolderError(

@@ -145,6 +145,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Draw the augmentation of this epoch from now on; call it before the loader is iterated."""
         self.epoch = epoch
 
+    def sample_key(self, index: int) -> str:
+        """A text that changes when the image does: its path, size and time; and its label."""
+        path, label = self.samples[index]
+        found = path.stat()
+        return f"{path}|{found.st_size}|{found.st_mtime_ns}|{label}"
+
+    @property
+    def preprocessing_key(self) -> str:
+        """A text that changes when images are prepared in another way."""
+        return f"{self.transform}|seed {self.seed}"
+
     def __len__(self) -> int:
         return len(self.samples)
 

@@ -25,11 +25,13 @@ from frostline.finetune.folder_problem import folder_problem
 from frostline.finetune.loop import fit, make_accelerator
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.naive import train_naively
-from frostline.finetune.page import run_page
+from frostline.finetune.page import run_page, spent_bars, time_spent
 from frostline.finetune.problem import Problem
 from frostline.finetune.progress import Progress, Silent
-from frostline.report import render_run
+from frostline.finetune.shortcut import shortcut_for
+from frostline.report import render_run, sum_spent
 from frostline.runs.run_folder import RunFolder
+from frostline.runs.time_spent import TimeSpent
 from frostline.runs.training_state import pack, unpack_model
 from frostline.state.changes import StateDiff
 from frostline.state.snapshot import snapshot
@@ -40,6 +42,7 @@ from frostline.tasks.training import train_task
 PROBE_SAMPLES = 512
 PROBE_BATCH = 64
 START = "start"
+EPOCHS = "epochs"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class RunResult:
         naive: the same for the naive loop, where it was run.
         certificate: as written to ``certificate.json``.
         page: the HTML report, where the extra for it is installed.
+        outside: what time was spent on outside of the epochs, to seconds; of a run that was resumed, since then.
     """
 
     folder: Path
@@ -63,6 +67,7 @@ class RunResult:
     naive: IsolationReport | None
     certificate: dict[str, Any]
     page: Path | None
+    outside: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON-ready values with a schema version."""
@@ -71,6 +76,7 @@ class RunResult:
             "folder": str(self.folder),
             "isolated": self.report.isolated,
             "accuracy": {phase: row.accuracy for phase, row in self.last_rows().items()},
+            "spent": self.spent(),
             "certificate": self.certificate,
             "report": None if self.page is None else str(self.page),
         }
@@ -78,6 +84,10 @@ class RunResult:
     def last_rows(self) -> dict[str, EpochRow]:
         """The last epoch of each phase."""
         return {row.phase: row for row in self.rows}
+
+    def spent(self) -> dict[str, float]:
+        """What the time went to in all, name to seconds: the epochs of every phase, and what was outside of them."""
+        return sum_spent([*(time_spent(row) for row in self.rows), self.outside])
 
 
 @dataclass
@@ -131,22 +141,29 @@ def resume(folder: str | Path, *, device: str | None = None, progress: Progress 
         CorruptCheckpoint: none of its checkpoints can be read.
     """
     config = FinetuneConfig.from_json(RunFolder.open(Path(folder)).read_json("config.json"))
-    config = config if device is None else replace(config, device=device)
+    # What was to be replaced was replaced when the run began.
+    config = replace(config, rebuild_cache=False, device=config.device if device is None else device)
     return _Job(config, progress or Silent()).run(folder, resume=True)
 
 
 class _Job:
     def __init__(self, config: FinetuneConfig, progress: Progress) -> None:
         self.config = config
-        self.accelerator = make_accelerator(config)
+        # The epochs count what is within them; here they are one name, so that nothing around them counts it again.
+        self.spent = TimeSpent()
+        with self.spent("preparing"):
+            self.accelerator = make_accelerator(config)
         self.main: bool = self.accelerator.is_main_process
         self.progress: Progress = progress if self.main else Silent()
         self.at = _Progress()
+        # How many of the rows are from before this process.
+        self.known = 0
 
     def run(self, out: str | Path | None, *, resume: bool) -> RunResult:
         devices = [self.accelerator.device.index or 0] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            problem = digits_problem(self.config) if self.config.data is None else folder_problem(self.config)
+            with self.spent("preparing"):
+                problem = digits_problem(self.config) if self.config.data is None else folder_problem(self.config)
             self.folder = self._open(Path(out or self._free_folder()), resume=resume)
             if out is None:
                 # Said now, because a run that is stopped is resumed by it.
@@ -188,13 +205,17 @@ class _Job:
             for line in found.skipped:
                 self.progress.say(f"passing over a damaged checkpoint, {line}")
             state: dict[str, Any] = json.loads(found.metadata["progress"])
-            rows = [EpochRow(**row) for row in state["rows"]]
+            rows = _noted([EpochRow(**row) for row in state["rows"]], folder)
             self.at = _Progress(state["phase"], state["epoch"], rows, found.tensors, found.metadata)
+            self.known = len(rows)
             self.progress.say(f"resuming after {found.name}")
         if self.main:
             # Rows behind the checkpoint, or before there was one, belong to an epoch that is done again.
             known, count = len(self.at.rows), itertools.count()
             folder.truncate_metrics(lambda _: next(count) < known)
+            # A checkpoint is kept before the row of its epoch is: a kill in between leaves it without.
+            for row in self.at.rows[len(folder.read_metrics()) :]:
+                folder.append_metrics(row.to_json())
 
     def _train(self, problem: Problem) -> RunResult:
         model, last = problem.model, len(problem.phases) - 1
@@ -204,14 +225,16 @@ class _Job:
             with train_task(model, problem.phases[number].task, trunk=problem.phases[number].trunk):
                 self._fit(problem, number)
             self.at = _Progress(phase=number + 1, rows=self.at.rows)
-        return self._prove(problem, last)
+        with self.spent("proof"):
+            return self._prove(problem, last)
 
     def _prove(self, problem: Problem, number: int) -> RunResult:
         """Train the last phase, and compare what is held with the state in which the phase began."""
         model, phase = problem.model, problem.phases[number]
         if self.at.tensors is None:
             if self.main:
-                self._save(model, None, START)
+                with self.spent("saving"):
+                    self._save(model, None, START)
         else:
             # The proof is about the state at the beginning of the phase, also when the run was interrupted since.
             unpack_model(model, self.folder.checkpoint(START).tensors)
@@ -239,35 +262,57 @@ class _Job:
             naive=None if naive is None else naive[1],
             certificate=certificate,
             page=page,
+            outside=self._outside(),
         )
+
+    def _outside(self) -> dict[str, float]:
+        """What was spent outside of the epochs until now; what a phase takes besides its epochs is ``starting``."""
+        outside = self.spent.to_json()
+        epochs = outside.pop(EPOCHS, 0.0)
+        within = sum(sum(time_spent(row).values()) for row in self.at.rows[self.known :])
+        return {**outside, "starting": max(0.0, epochs - within)}
 
     def _fit(self, problem: Problem, number: int) -> None:
         phase, at = problem.phases[number], self.at
 
         def after_epoch(row: EpochRow, optimizer: Optimizer, unfreezing: str) -> None:
-            self.at = _Progress(number, row.epoch, [*self.at.rows, row])
+            before, saving = self.at.rows, TimeSpent()
+            self.at = _Progress(number, row.epoch, [*before, row])
+            with saving("saving"):
+                if self.main:
+                    self._save(problem.model, optimizer, f"{phase.task}-epoch-{row.epoch}", unfreezing)
+                self.accelerator.wait_for_everyone()
+            # How long the checkpoint took is known behind it, so the row in the metrics says more than that within.
+            row = replace(row, spent={**row.spent, **saving.to_json()})
+            self.at.rows = [*before, row]
             if self.main:
                 self.folder.append_metrics(row.to_json())
-                self._save(problem.model, optimizer, f"{phase.task}-epoch-{row.epoch}", unfreezing)
-            self.accelerator.wait_for_everyone()
 
         packed = None if at.tensors is None or not at.epoch else (at.tensors, at.metadata)
-        try:
-            fit(
-                self.accelerator,
-                problem.model,
-                phase,
-                self.config,
-                self.progress,
-                name=phase.task,
-                number=number,
-                done=at.epoch if at.tensors is not None else 0,
-                packed=packed,
-                after_epoch=after_epoch,
+        problem.model.to(self.accelerator.device)
+        with self.spent("prefix"):
+            shortcut = shortcut_for(
+                problem.model, phase, self.config, self.accelerator, self.folder.path, self.progress
             )
+        try:
+            with self.spent(EPOCHS):
+                fit(
+                    self.accelerator,
+                    problem.model,
+                    phase,
+                    self.config,
+                    self.progress,
+                    name=phase.task,
+                    number=number,
+                    done=at.epoch if at.tensors is not None else 0,
+                    packed=packed,
+                    shortcut=shortcut,
+                    after_epoch=after_epoch,
+                )
         except TrainingDiverged as error:
             what, _, fix = str(error).partition("\n")
             raise TrainingDiverged(f"{what}\n  {self._kept()}\n{fix}") from None
+        shortcut.discard()
 
     def _kept(self) -> str:
         found = self.folder.latest_checkpoint()
@@ -296,18 +341,19 @@ class _Job:
             return None
         self.progress.say("the same phase the naive way, on a copy: requires_grad=False and model.train()")
         try:
-            return train_naively(
-                self.accelerator,
-                began,
-                problem.phases[number],
-                self.config,
-                self.progress,
-                number=number,
-                held=reference,
-                probe=probe,
-                labels=labels,
-                after_epoch=self._note,
-            )
+            with self.spent(EPOCHS):
+                return train_naively(
+                    self.accelerator,
+                    began,
+                    problem.phases[number],
+                    self.config,
+                    self.progress,
+                    number=number,
+                    held=reference,
+                    probe=probe,
+                    labels=labels,
+                    after_epoch=self._note,
+                )
         except TrainingDiverged as error:
             # The run itself is done, and its proof does not depend on what it is compared with.
             self.progress.say(f"no comparison: {str(error).splitlines()[0]}")
@@ -327,8 +373,9 @@ class _Job:
         report: IsolationReport,
         naive: tuple[dict[str, dict[str, Any]], IsolationReport] | None,
     ) -> Path | None:
-        self.folder.write_json("certificate.json", certificate)
-        self.folder.save_tensors("model.safetensors", problem.export(problem.model), {"format": "pt"})
+        with self.spent("saving"):
+            self.folder.write_json("certificate.json", certificate)
+            self.folder.save_tensors("model.safetensors", problem.export(problem.model), {"format": "pt"})
         page = run_page(
             title=problem.title,
             summary=_summary(report),
@@ -340,9 +387,12 @@ class _Job:
             trained=trained,
             report=report,
             naive=None if naive is None else naive[1],
+            spent=spent_bars(self.at.rows, self._outside(), "since the run was resumed" if self.known else ""),
+            spent_note=_how_measured(self.accelerator),
         )
         try:
-            self.folder.write_text("report.html", render_run(page))
+            with self.spent("report"):
+                self.folder.write_text("report.html", render_run(page))
         except MissingExtra as error:
             self.progress.say(f"report.html was not written: {error}")
             return None
@@ -355,6 +405,24 @@ def _summary(report: IsolationReport) -> str:
     if report.whole_trunk:
         return f"{what}; {', '.join(repr(o) for o in others)} must give the same logits as before, to the bit."
     return f"{what}; part of the trunk trained too, so the logits of {', '.join(repr(o) for o in others)} may change."
+
+
+def _noted(rows: list[EpochRow], folder: RunFolder) -> list[EpochRow]:
+    """The rows of a checkpoint, with what the metrics know besides: how long saving that checkpoint took."""
+    lines = [row.to_json() for row in rows]
+    for place, line in enumerate(folder.read_metrics()[: len(rows)]):
+        if {**line, "spent": lines[place]["spent"]} == lines[place]:
+            rows[place] = replace(rows[place], spent=line.get("spent", {}))
+    return rows
+
+
+def _how_measured(accelerator: Any) -> str:
+    said = "What is computed once for all epochs, such as features that are kept, is outside of the epochs."
+    if accelerator.num_processes > 1:
+        said += f" Measured by the first of {accelerator.num_processes} processes."
+    if accelerator.device.type != "cpu":
+        said += f" What {accelerator.device} does by itself is counted where the host waits for it."
+    return said
 
 
 def _settings(config: FinetuneConfig, accelerator: Any) -> tuple[tuple[str, str], ...]:

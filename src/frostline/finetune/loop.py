@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from frostline.errors import DataError, ModelError, TrainingDiverged, name_some
 from frostline.extras import require
@@ -19,10 +19,12 @@ from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
+from frostline.finetune.shortcut import Shortcut, whole_model
 from frostline.finetune.strategy import groups_for, rate_factor, unfreezing_for
 from frostline.optim.unfreezing import Unfreezing
 from frostline.runs.device import pick_device
 from frostline.runs.seeds import drops_last, mix_seed, order_of
+from frostline.runs.time_spent import TimeSpent
 from frostline.runs.training_state import unpack_optimizer
 from frostline.state.names import fold
 from frostline.tasks.task_model import TaskModel
@@ -96,6 +98,7 @@ def fit(
     number: int,
     done: int = 0,
     packed: Packed | None = None,
+    shortcut: Shortcut | None = None,
     after_epoch: Callable[[EpochRow, Optimizer, str], None] | None = None,
 ) -> None:
     """Train the head of one phase; what is held, is held by the caller.
@@ -110,6 +113,7 @@ def fit(
         number: which phase it is; part of the seed.
         done: how many epochs were done before.
         packed: the optimizer's state after them, and under ``unfreezing`` that of the schedule.
+        shortcut: how to get from samples to logits; by default by the whole model.
         after_epoch: called on every process with the row of the epoch, the optimizer and the schedule's state as JSON.
 
     Raises:
@@ -118,7 +122,8 @@ def fit(
         ModelError: the strategy unfreezes on several processes.
     """
     optimizer = torch.optim.AdamW(groups_for(model, phase.task, phase.strategy, phase.lr), lr=phase.lr)
-    train, val = _loaders(phase, config, accelerator)
+    shortcut = shortcut or whole_model(phase, config)
+    train, val = _loaders(shortcut, config, accelerator)
     # The data loader draws a seed for its workers when it is iterated: from here on, everything depends on the seed.
     wrapped, optimizer, train, val = accelerator.prepare(model, optimizer, train, val)
     inner = _inner(optimizer)
@@ -130,18 +135,24 @@ def fit(
     progress.begin(name, phase.epochs, done)
     with schedule or nullcontext():
         for epoch in range(done + 1, phase.epochs + 1):
-            started = time.perf_counter()
+            started, spent = time.perf_counter(), TimeSpent()
+            spent.begin("head")
             torch.manual_seed(mix_seed(config.seed, number, epoch, accelerator.process_index))
-            _set_epoch(train, phase.train, epoch)
+            # The sampler, wherever accelerate has put it; and the dataset, whose augmentation depends on the epoch.
+            train.set_epoch(epoch)
+            shortcut.set_epoch(epoch)
             wrapped.train()
             total, samples = 0.0, 0
             rates: dict[str, list[float]] = {}
-            for step, (inputs, labels) in enumerate(train, start=1):
+            for step, (inputs, labels) in enumerate(spent.waits("loading", train), start=1):
                 set_rates(inner, config.lr_schedule, (epoch - 1) * len(train) + step - 1, phase.epochs * len(train))
                 if (step - 1) % max(1, len(train) // _RATES_KEPT) == 0:
                     note_rates(rates, inner, schedule)
                 optimizer.zero_grad()
-                loss = torch.nn.functional.cross_entropy(wrapped(inputs, phase.task), labels)
+                with spent("prefix"):
+                    features = shortcut.features(inputs)
+                logits = shortcut.logits(wrapped, features, phase.task)
+                loss = torch.nn.functional.cross_entropy(logits, labels)
                 value = float(accelerator.reduce(loss.detach(), reduction="mean"))
                 if not _finite(value):
                     raise TrainingDiverged(
@@ -154,13 +165,14 @@ def fit(
                 total, samples = total + value * len(labels), samples + len(labels)
                 progress.step(name, epoch, step, len(train), value)
             # Before anything is kept: a last step of an epoch can break the weights behind a loss that was finite.
-            accuracy = _accuracy(accelerator, wrapped, val, phase.task)
+            accuracy = _accuracy(accelerator, wrapped, spent.waits("loading", val), phase.task, shortcut, spent)
             if accuracy is None:
                 raise TrainingDiverged(
                     f"the logits became nan or infinite on the validation data, in phase {name!r}, "
                     f"after epoch {epoch}; training was stopped.\n"
                     f"  fix: a smaller learning rate than --lr {config.lr:g}"
                 )
+            spent.end()
             row = EpochRow(
                 phase=name,
                 epoch=epoch,
@@ -169,6 +181,7 @@ def fit(
                 accuracy=accuracy,
                 seconds=time.perf_counter() - started,
                 rates={group: tuple(values) for group, values in rates.items()},
+                spent=spent.to_json(),
             )
             progress.epoch(row)
             if schedule is not None:
@@ -207,12 +220,16 @@ def _schedule(model: TaskModel, phase: Phase, optimizer: Optimizer, steps: int, 
 
 
 @torch.no_grad()
-def _accuracy(accelerator: Any, wrapped: Any, loader: Any, task: str) -> float | None:
+def _accuracy(
+    accelerator: Any, wrapped: Any, loader: Any, task: str, shortcut: Shortcut, spent: TimeSpent
+) -> float | None:
     """The share of right answers on all validation data, each sample counted once; nothing if a logit is not finite."""
     wrapped.eval()
     right = count = broken = 0
     for inputs, labels in loader:
-        logits = wrapped(inputs, task)
+        with spent("prefix"):
+            features = shortcut.features(inputs)
+        logits = shortcut.logits(wrapped, features, task)
         chosen = torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
         predicted, true = accelerator.gather_for_metrics((chosen, labels))
         right += int((predicted == true).sum())
@@ -221,32 +238,24 @@ def _accuracy(accelerator: Any, wrapped: Any, loader: Any, task: str) -> float |
     return None if broken else right / count
 
 
-def _loaders(phase: Phase, config: FinetuneConfig, accelerator: Any) -> tuple[Any, Any]:
-    sized: Any = phase.train
+def _loaders(shortcut: Shortcut, config: FinetuneConfig, accelerator: Any) -> tuple[Any, Any]:
+    sized: Any = shortcut.train
     size = len(sized)
     if size < 2:
         raise DataError(f"only {size} sample to train on.\n  fix: more images")
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
-        "num_workers": 0 if isinstance(phase.train, torch.utils.data.TensorDataset) else config.workers,
+        "num_workers": 0 if shortcut.cached or isinstance(shortcut.train, TensorDataset) else config.workers,
         "pin_memory": accelerator.device.type == "cuda",
     }
     train: DataLoader[Any] = DataLoader(
-        phase.train,
+        shortcut.train,
         sampler=EpochSampler(size, config.seed),
         drop_last=drops_last(size, config.batch_size),
         **common,
     )
-    val: DataLoader[Any] = DataLoader(phase.val, shuffle=False, **common)
+    val: DataLoader[Any] = DataLoader(shortcut.val, shuffle=False, **common)
     return train, val
-
-
-def _set_epoch(loader: Any, dataset: Dataset[Any], epoch: int) -> None:
-    """Tell the sampler, wherever accelerate has put it, and the dataset, whose augmentation depends on the epoch."""
-    loader.set_epoch(epoch)
-    tell = getattr(dataset, "set_epoch", None)
-    if tell is not None:
-        tell(epoch)
 
 
 def _inner(optimizer: Any) -> Optimizer:

@@ -14,6 +14,10 @@ class Progress(Protocol):
         """A sentence about what happens now."""
         ...
 
+    def features(self, done: int, total: int) -> None:
+        """So many of the features to compute are computed."""
+        ...
+
     def begin(self, phase: str, epochs: int, done: int) -> None:
         """A phase begins, or goes on after ``done`` epochs."""
         ...
@@ -31,6 +35,9 @@ class Silent:
     """Tells nobody."""
 
     def say(self, line: str) -> None:
+        """Nothing."""
+
+    def features(self, done: int, total: int) -> None:
         """Nothing."""
 
     def begin(self, phase: str, epochs: int, done: int) -> None:

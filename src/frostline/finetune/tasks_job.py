@@ -13,14 +13,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from frostline.errors import CorruptData, MissingExtra, TrainingDiverged
-from frostline.fast.feature_source import features_of
-from frostline.fast.features import Features
 from frostline.fast.head_run import HeadEpoch
 from frostline.fast.head_task import HeadTask
-from frostline.fast.heads import Given, train_heads
+from frostline.fast.heads import train_heads
 from frostline.fast.heads_result import HeadsResult
 from frostline.finetune.certificate import held_rows
 from frostline.finetune.classifier import BuiltModel, check_width, split_head
@@ -31,6 +28,7 @@ from frostline.finetune.label_file import TaskData, read_labels, sides_of
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.progress import Progress, Silent
 from frostline.finetune.tasks_config import TasksConfig
+from frostline.finetune.tasks_features import TasksFeatures, features_for
 from frostline.finetune.tasks_page import tasks_page
 from frostline.finetune.tasks_result import TasksResult, certify_tasks
 from frostline.heads.initial import new_head
@@ -43,21 +41,7 @@ from frostline.state import names
 from frostline.state.inventory import inventory
 from frostline.state.snapshot import Snapshot, snapshot
 
-# The trunk runs on so many images at a time, whatever the batches of the heads: features do not depend on those.
-ROWS = 32
-MakeFeatures: TypeAlias = Callable[[nn.Module, ImageDataset, TasksConfig], Given]
-
-
-def features_for(trunk: nn.Module, dataset: ImageDataset, config: TasksConfig) -> Features:
-    """The features of all images, each of which is read and runs through the trunk once.
-
-    Args:
-        trunk: the model without its classifier; left as it is.
-        dataset: the images.
-        config: how many processes read.
-    """
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=ROWS, num_workers=config.settings.workers)
-    return features_of(trunk, (images for images, _ in loader), rows=ROWS)
+MakeFeatures: TypeAlias = Callable[[nn.Module, ImageDataset, ImageDataset, TasksConfig, Path, Progress], TasksFeatures]
 
 
 def run_tasks(
@@ -120,7 +104,9 @@ class _TasksJob:
                 self.progress.say(line)
             trunk = ready.trunk.to(self.device)
             before = snapshot(trunk)
-            trained = self._train(folder, ready, self._features(features, ready))
+            given = self._features(features, ready, folder)
+            trained = self._train(folder, ready, given)
+            given.discard()
             with self.spent("saving"):
                 certificate = certify_tasks(held_rows(before, trunk), ready.tasks, trained)
                 folder.write_json("certificate.json", certificate)
@@ -178,15 +164,21 @@ class _TasksJob:
             raise
         return folder
 
-    def _features(self, make: MakeFeatures, ready: _Prepared) -> Given:
-        built = ready.built
-        transform = transforms_for(built.image_size, built.mean, built.std, train=False)
-        dataset = ImageDataset([(image, 0) for image in ready.images], transform, seed=self.config.settings.seed)
-        self.progress.say(f"reading {len(ready.images):,} images, each once, and running the trunk once on each")
-        with self.spent("features"):
-            return make(ready.trunk, dataset, self.config)
+    def _features(self, make: MakeFeatures, ready: _Prepared, folder: RunFolder) -> TasksFeatures:
+        built, seed = ready.built, self.config.settings.seed
+        plain, augmented = (
+            ImageDataset(
+                [(image, 0) for image in ready.images],
+                transforms_for(built.image_size, built.mean, built.std, train=train),
+                seed=seed,
+            )
+            for train in (False, True)
+        )
+        self.progress.say(f"reading {len(ready.images):,} images, each once a view, for one run through the trunk")
+        with self.spent("prefix"):
+            return make(ready.trunk, plain, augmented, self.config, folder.path, self.progress)
 
-    def _train(self, folder: RunFolder, ready: _Prepared, given: Given) -> HeadsResult:
+    def _train(self, folder: RunFolder, ready: _Prepared, given: TasksFeatures) -> HeadsResult:
         settings, place = self.config.settings, {image: index for index, image in enumerate(ready.images)}
         wanted = {
             name: HeadTask(
@@ -211,8 +203,10 @@ class _TasksJob:
         heads = f"{len(wanted)} heads side by side" if len(wanted) > 1 else "1 head"
         epochs = f"{settings.epochs} epoch{'' if settings.epochs == 1 else 's'}"
         self.progress.say(f"training {heads}: {'at most ' * (self.config.patience is not None)}{epochs}")
-        with self.spent("heads"):
-            trained = train_heads(given, wanted, trunk=ready.trunk, device=self.device, after_epoch=note)
+        with self.spent("head"):
+            trained = train_heads(
+                given.train, wanted, val=given.val, trunk=ready.trunk, device=self.device, after_epoch=note
+            )
         if len(trained.diverged) == len(wanted):
             row = trained.rows[0]
             raise TrainingDiverged(
