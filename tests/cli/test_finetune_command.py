@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -73,6 +74,8 @@ def test_the_embedded_job_tells_what_it_found(command: Any, tmp_path: Path):
     (line,) = [line for line in lines if line.startswith(of_naive)]
     assert line.endswith(f", {spoilt['predictions_changed']} predictions changed")
     assert "  trunk.bn1.num_batches_tracked  largest change 22" in lines
+    (line,) = [line for line in lines if line.startswith("time ")]
+    assert re.fullmatch(r"time         loading \S+ %, .*head \S+ %, saving \S+ %, preparing .* of \S+ s", line)
     assert "\x1b" not in done.out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,44 @@ def test_metrics_have_a_row_for_each_epoch(digits_run: Any):
     assert [(row["phase"], row["epoch"]) for row in rows] == [
         (phase, epoch) for phase in ("digit", "parity", "parity (naive)") for epoch in (1, 2)
     ]
-    assert all(row.keys() == {"phase", "epoch", "epochs", "loss", "accuracy", "seconds", "rates"} for row in rows)
+    keys = {"phase", "epoch", "epochs", "loss", "accuracy", "seconds", "rates", "spent"}
+    assert all(row.keys() == keys for row in rows)
     assert rows == [row.to_json() for row in digits_run.result.rows]
     assert all(0 < row["accuracy"] <= 1 and row["loss"] > 0 for row in rows)
+
+
+def test_the_seconds_of_a_run_are_told_apart(digits_run: Any):
+    result = digits_run.result
+    for row in result.rows:
+        within = {name: seconds for name, seconds in row.spent.items() if name != "saving"}
+        assert {"loading", "head"} <= within.keys()
+        assert all(seconds > 0 for seconds in within.values())
+        assert sum(within.values()) <= row.seconds
+        # A checkpoint is kept behind each epoch of the run itself.
+        assert row.spent.get("saving", 0.0) > 0 or row.phase.endswith("(naive)")
+    assert {"preparing", "starting", "saving", "proof", "report"} <= result.outside.keys()
+    assert "epochs" not in result.outside
+    assert all(seconds > 0 for seconds in result.outside.values())
+    saving = sum(row.spent.get("saving", 0.0) for row in result.rows)
+    whole = sum(row.seconds for row in result.rows) + saving + sum(result.outside.values())
+    assert sum(result.spent().values()) == pytest.approx(whole)
+    assert result.to_json()["spent"] == result.spent()
+
+
+def test_no_second_is_counted_twice(tmp_path: Path):
+    """Names within names: the epochs lie within the proof, and saving within both."""
+    began = time.perf_counter()
+    result = run(FinetuneConfig(epochs=1, batch_size=512, naive=True), tmp_path / "run")
+    assert 0.8 * (time.perf_counter() - began) < sum(result.spent().values()) <= time.perf_counter() - began
+
+
+def test_the_report_says_where_the_time_went(digits_run: Any):
+    page = (digits_run.result.folder / "report.html").read_text()
+    assert "Where the time went" in page
+    for title in ("digit", "parity", "parity (naive)"):
+        assert f'aria-label="{title}, first epoch: loading ' in page
+        assert f'aria-label="{title}, epoch 2: loading ' in page
+    assert 'aria-label="outside of the epochs: ' in page
 
 
 def test_the_result_and_its_json(digits_run: Any):
@@ -163,8 +199,11 @@ def test_the_report_names_what_was_found(digits_run: Any):
 
 def test_progress_is_told(digits_run: Any):
     assert digits_run.told.begun == [("digit", 2, 0), ("parity", 2, 0), ("parity (naive)", 2, 0)]
-    assert tuple(digits_run.told.rows) == digits_run.result.rows
-    assert digits_run.told.said == ["the same phase the naive way, on a copy: requires_grad=False and model.train()"]
+    # Told before the epoch is kept; how long that took is known behind it.
+    told = [replace(row, spent={**row.spent, "saving": 0.0}) for row in digits_run.told.rows]
+    assert told == [replace(row, spent={**row.spent, "saving": 0.0}) for row in digits_run.result.rows]
+    naively = "the same phase the naive way, on a copy: requires_grad=False and model.train()"
+    assert digits_run.told.said[-1] == naively
 
 
 def test_the_same_seed_gives_the_same_and_the_random_state_is_given_back(digits_run: Any, tmp_path: Path):

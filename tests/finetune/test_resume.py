@@ -27,7 +27,7 @@ pytestmark = [
 
 def without_seconds(folder: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in ("seconds", "spent")} for row in rows]
 
 
 def bits(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
@@ -49,14 +49,14 @@ def assert_same(folder: Path, reference: Path) -> None:
     assert page.rstrip().endswith("</html>")
 
 
-# The writes of a run, in their order: config.json, metrics and a checkpoint for each of two epochs, `start`, the same
+# The writes of a run, in their order: config.json, a checkpoint and metrics for each of two epochs, `start`, the same
 # for the second phase, metrics of the naive loop, certificate.json, model.safetensors, report.html.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "number", "when"),
     [
         pytest.param("config.json", 1, "after", id="right after config.json"),
-        pytest.param("metrics", 1, "after", id="phase 1, a row but no checkpoint yet"),
+        pytest.param("digit-epoch-1", 1, "after", id="phase 1, a checkpoint but no row yet"),
         pytest.param("digit-epoch-2", 1, "half", id="phase 1, in the middle of a checkpoint"),
         pytest.param(".start.", 1, "after", id="at the start of phase 2"),
         pytest.param("metrics", 3, "half", id="phase 2, in the middle of a row"),
@@ -76,7 +76,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path, digits_run: Any, mortal: Any):
     folder = tmp_path / "run"
-    assert mortal.run(folder, "metrics", 1, "after", digits_run.config) == -signal.SIGKILL
+    assert mortal.run(folder, "config.json", 1, "after", digits_run.config) == -signal.SIGKILL
     for file in ("digit-epoch-1", "digit-epoch-2", ".start.", "parity-epoch-1", "parity-epoch-2", "certificate"):
         assert mortal.run(folder, file, 1, "after") == -signal.SIGKILL
     resume(folder)
@@ -113,6 +113,27 @@ def test_a_finished_run_that_is_resumed_gives_the_same_again(digits_run: Any, tm
 
 def copy_of(folder: Path, place: Path) -> Path:
     return Path(shutil.copytree(folder, place / "run"))
+
+
+def test_an_epoch_that_is_kept_without_its_row_gets_it(digits_run: Any, tmp_path: Path):
+    """Killed between the checkpoint and the row of the same epoch."""
+    folder = copy_of(digits_run.result.folder, tmp_path)
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[:3]))
+    again = resume(folder)
+    assert_same(folder, digits_run.result.folder)
+    assert [json.loads(line) for line in metrics.read_text().splitlines()] == [row.to_json() for row in again.rows]
+
+
+def test_what_the_epochs_before_spent_is_known_again(digits_run: Any, tmp_path: Path):
+    """Saving the last checkpoint too, which that checkpoint itself cannot say."""
+    again = resume(copy_of(digits_run.result.folder, tmp_path))
+    before = [row.to_json() for row in digits_run.result.rows]
+    assert [row.to_json() for row in again.rows][:4] == before[:4]
+    assert all(row["spent"]["saving"] > 0 for row in before[:4])
+    assert "preparing" in again.outside
+    assert "outside of the epochs, since the run was resumed: " in (again.folder / "report.html").read_text()
 
 
 # Damage
