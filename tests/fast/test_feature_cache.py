@@ -207,7 +207,7 @@ def test_what_is_not_computed_is_said(tmp_path) -> None:
 def test_nothing_is_computed_twice_but_the_first_batch(tmp_path) -> None:
     extractor = Twice()
     report = FeatureCache(tmp_path, extractor, Plain()).fill()
-    assert extractor.samples == [0, 1, 2, 3, *range(10)]
+    assert extractor.samples == [0, 1, 2, 3, 3, 2, 1, 0, *range(4, 10)]
     assert (report.computed, report.reused, report.damaged, report.moved) == (10, 0, (), 0)
     again = Twice()
     report = filled(tmp_path, extractor=again).fill()
@@ -627,9 +627,20 @@ def test_an_extractor_that_is_not_deterministic_is_refused(tmp_path) -> None:
         def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:
             return (torch.dropout(inputs, 0.5, train=True),)
 
-    with pytest.raises(CacheError, match="the first batch, computed twice, differs at pool"):
+    with pytest.raises(CacheError, match="the first batch, computed again the other way round, differs at pool"):
         filled(tmp_path, extractor=Dropout())
     assert not shards(tmp_path)
+
+
+def test_an_extractor_to_which_the_place_in_the_batch_matters_is_refused(tmp_path) -> None:
+    """It gives the same twice, so running it twice as it is would not tell."""
+
+    class Placed(Twice):
+        def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:
+            return (2 * inputs + torch.arange(len(inputs)).view(-1, 1) * 1e-3,)
+
+    with pytest.raises(CacheError, match="where a sample stands in its batch"):
+        filled(tmp_path, extractor=Placed())
 
 
 def test_an_extractor_that_gives_something_else_than_it_says_is_refused(tmp_path) -> None:

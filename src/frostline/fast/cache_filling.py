@@ -66,7 +66,7 @@ class CacheFilling:
             if not done:
                 # The first run may have been slow for reasons of its own, so the second one is timed.
                 again = time.perf_counter()
-                refuse_unsteady(self._extractor, features, features_of(self._extractor, batch))
+                refuse_unsteady(self._extractor, batch, features)
                 computed = time.perf_counter() - again
                 workers = self._batches.workers
                 seconds = max(computed, read / workers) if workers else computed + read

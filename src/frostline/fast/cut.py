@@ -7,9 +7,9 @@ what depends on the other samples of the batch, or differs from run to run, by c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,16 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from frostline.errors import FastError
 from frostline.fast.features import Place
 from frostline.fast.purity import Key, Purity, follow, judge
-from frostline.fast.tracing import Call, Memory, Trace, memory_of, seeded, trace_run
+from frostline.fast.tracing import Call, Memory, memory_of, seeded, trace_run
 from frostline.norms.layers import statistics_of
 from frostline.norms.untouched import random_state_kept
 from frostline.state.digest import digest
 
 # Rounding alone may tell rows of different batches apart; a batch statistic moves them by far more.
 _ROUNDING = 1e-4
-_MOST_SAMPLES = 3
+SAMPLES = 2
+_ALONE = (1, 1)
+_MIXED = (0, 1, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -175,16 +177,17 @@ def find_cut(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """
     examples = _Examples(args, kwargs)
     with random_state_kept(), seeded(0):
-        trace = trace_run(root, *examples.few())
+        trace = trace_run(root, *examples.chosen(range(SAMPLES)))
     forced: dict[Key, str] = {}
     for name, path in trace.written.items():
         mode = ", being in train mode" if statistics_of(root.get_submodule(path)) is not None else ""
         forced |= {call.key: f"writes {name!r} in its forward{mode}" for call in trace.calls if call.path == path}
     purity = judge(trace, forced)
-    runs = _Runs(root, examples, {call.key for call in purity.pure()})
+    runs = _Runs(root, examples)
     while True:
+        found = runs.contradiction(purity)
         drawing = _Drawing(purity, runs, forced)
-        found = runs.contradiction(purity) or drawing.misfits()
+        found = found or drawing.misfits()
         if not found:
             return drawing.cut()
         forced |= found
@@ -192,33 +195,24 @@ def find_cut(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 class _Examples:
-    """The arguments of a model, for a few samples: as they are, in other company, and twice as many."""
+    """The arguments of a model, for two samples and in other company."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.leaves, self.spec = tree_flatten((args, dict(kwargs)))
         sizes = [leaf.shape[0] for leaf in self.leaves if isinstance(leaf, Tensor) and leaf.ndim]
         self.given = sizes[0] if sizes else 0
-        if self.given < 2:
+        if self.given < SAMPLES:
             raise FastError(
                 f"plan: the example inputs hold {self.given} samples. What a model does to a sample may depend on the "
                 "others of its batch, which one alone does not show.\n  fix: inputs with two samples or more, the "
                 "first dimension of each tensor"
             )
-        self.samples = min(self.given, _MOST_SAMPLES)
 
-    def few(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._chosen(list(range(self.samples)))
-
-    @property
-    def in_company(self) -> list[int]:
-        """The first sample is gone, and the last is there twice."""
-        return [*range(1, self.samples), self.samples - 1]
-
-    def other_company(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._chosen(self.in_company)
-
-    def twice(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._chosen([*range(self.samples), *range(self.samples)])
+    def chosen(self, rows: Sequence[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with these samples."""
+        leaves = [leaf.detach()[list(rows)] if self.is_batch(leaf) else leaf for leaf in self.leaves]
+        positional, named = tree_unflatten(leaves, self.spec)
+        return positional, named
 
     def is_batch(self, leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.given
@@ -239,66 +233,86 @@ class _Examples:
                 return f"input:{name}" + (f"[{inner.index(number)}]" if len(inner) > 1 else "")
         raise KeyError(number)
 
-    def _chosen(self, rows: list[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        leaves = [leaf.detach()[rows] if self.is_batch(leaf) else leaf for leaf in self.leaves]
-        positional, named = tree_unflatten(leaves, self.spec)
-        return positional, named
-
 
 class _Runs:
-    """Further runs, in which calls that were thought to be pure have to give what they gave."""
+    """Further runs, in which calls that were thought to be pure have to give a sample what they gave it before.
 
-    def __init__(self, root: nn.Module, examples: _Examples, pure: set[Key]) -> None:
+    One run has the second sample twice, the other both samples twice, under another seed: so the second sample meets
+    others, stands at other places, and finds another random state. Only if something differs, a third run tells why.
+    """
+
+    def __init__(self, root: nn.Module, examples: _Examples) -> None:
         self.root, self.examples = root, examples
-        with random_state_kept():
-            with seeded(0):
-                self.plain = _calls(trace_run(root, *examples.few(), operations=False), pure)
-            with seeded(1):
-                self.again = _calls(trace_run(root, *examples.few(), operations=False), pure)
-            with seeded(0):
-                self.company = _calls(trace_run(root, *examples.other_company(), operations=False), pure)
-            with seeded(0):
-                # What is not pure has a shape too, which takes its place where the prefix is run alone.
-                self.twice = _calls(trace_run(root, *examples.twice(), operations=False), None)
+        self._once: dict[Key, Call] = {}
+        self._twice: dict[Key, Call] = {}
+        self._kept: set[Key] = set()
+
+    def keep(self, keys: set[Key]) -> None:
+        """Run, and keep what these calls return; of all others the shapes."""
+        if not keys <= self._kept or not self._once:
+            self._kept |= keys
+            self._once = self._run(_ALONE, 0)
+            self._twice = self._run(_MIXED, 1)
+
+    def once(self, key: Key) -> Call | None:
+        """A call for two samples."""
+        return self._once.get(key)
+
+    def twice(self, key: Key) -> Call | None:
+        """A call for four."""
+        return self._twice.get(key)
+
+    def _run(self, rows: tuple[int, ...], seed: int) -> dict[Key, Call]:
+        with random_state_kept(), seeded(seed):
+            trace = trace_run(self.root, *self.examples.chosen(rows), operations=False, kept=self._kept)
+        return {call.key: call for call in trace.calls}
 
     def contradiction(self, purity: Purity) -> dict[Key, str]:
         """The innermost call that was thought to be pure and is not, with the reason."""
-        pure = {call.index for call in purity.pure()}
+        tops = {call.index for call in purity.tops()}
+        self.keep({purity.trace.calls[index].key for index in tops})
+        wrong = [index for index in sorted(tops) if self._why_not(purity.trace.calls[index].key) is not None]
+        if not wrong:
+            return {}
+        inside = [call for call in purity.pure() if purity.outermost[call.index] == wrong[0]]
+        self.keep({call.key for call in inside})
+        indices = {call.index for call in inside}
         for event in purity.trace.events:  # in the order in which they return, so the innermost first
-            if event.kind != "return" or event.call not in pure:
-                continue
-            key = purity.trace.calls[event.call].key
-            if (why := self._why_not(key)) is not None:
-                return {key: why}
+            if event.kind == "return" and event.call in indices:
+                key = purity.trace.calls[event.call].key
+                if (why := self._why_not(key)) is not None:
+                    return {key: why}
         return {}
 
     def _why_not(self, key: Key) -> str | None:
-        plain, again, company, twice = (run.get(key) for run in (self.plain, self.again, self.company, self.twice))
-        if plain is None or again is None or company is None or twice is None:
-            return "is not called in every run"
-        samples, rows = self.examples.samples, self.examples.in_company
-        for number, leaf in enumerate(plain.leaves):
-            others = [call.leaves[number] if number < len(call.leaves) else None for call in (again, company, twice)]
-            if not isinstance(leaf, Tensor):
-                if any(other is not leaf and other != leaf for other in others):
+        once, twice = self._once.get(key), self._twice.get(key)
+        if once is None or twice is None or len(once.leaves) != len(twice.leaves):
+            return "is not called alike in every run"
+        for one, two in zip(once.leaves, twice.leaves, strict=True):
+            if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+                if one is not two and (isinstance(one, Tensor) or isinstance(two, Tensor) or one != two):
                     return "returns a value that is no tensor and changes"
                 continue
-            if not all(isinstance(other, Tensor) for other in others):
-                return "returns something else from run to run"
-            same, moved, more = cast("list[Tensor]", others)
-            if not _equal(leaf, same):
-                return "gives different results for the same input: it draws random numbers, or keeps a state"
-            shape = Shape.of(leaf, more, samples)
+            shape = Shape.of(one, two, len(_ALONE))
             if shape is None:
                 return "returns shapes that do not follow the number of samples"
-            if shape.by_sample and not _close(leaf[rows], moved):
-                return self._depends(key[0])
-            if shape.constant and not (_close(leaf, moved) and _close(leaf, more)):
-                return "mixes samples: its result is one for the whole batch"
+            # The second sample, alone with itself and among the others; the first at both of its places.
+            first, second = [place for place, row in enumerate(_MIXED) if row == 0], _MIXED.index(1)
+            if shape.by_sample and not (_close(two[[second, second]], one) and _close(two[first[:1]], two[first[1:]])):
+                return self._why_it_differs(key)
+            if shape.constant and not _close(one, two):
+                return self._why_it_differs(key)
         return None
 
-    def _depends(self, path: str) -> str:
-        use = statistics_of(self.root.get_submodule(path))
+    def _why_it_differs(self, key: Key) -> str:
+        again = self._run(_ALONE, 1).get(key)
+        once = self._once[key]
+        if again is None or any(
+            isinstance(one, Tensor) and not _equal(one, other)
+            for one, other in zip(once.leaves, again.leaves, strict=False)
+        ):
+            return "gives different results for the same input: it draws random numbers, or keeps a state"
+        use = statistics_of(self.root.get_submodule(key[0]))
         if use is not None and use.uses == "batch":
             return "normalizes with the batch: it keeps no statistics, or is in train mode"
         return "gives a sample another result when the others of its batch are others"
@@ -318,8 +332,7 @@ class _Drawing:
     def misfits(self) -> dict[Key, str]:
         """Calls whose results cross the boundary, and cannot be kept by sample."""
         return {
-            source.call: f"returns a tensor of shape {shape.at(self.runs.examples.samples)}, whose first dimension is "
-            "not the sample"
+            source.call: f"returns a tensor of shape {shape.at(SAMPLES)}, whose first dimension is not the sample"
             for source in self._ordered()
             if source.call is not None
             and not (shape := self._shape(self.calls[source.call], source.leaf)).by_sample
@@ -402,9 +415,9 @@ class _Drawing:
         return Place(f"{call.path or '(model)'}{several}{again}", shape.fixed[1:], shape.dtype)
 
     def _shape(self, call: Call, number: int) -> Shape:
-        one, other = call.leaves[number], self.runs.twice.get(call.key)
+        one, other = call.leaves[number], self.runs.twice(call.key)
         two = other.leaves[number] if other is not None and number < len(other.leaves) else one
-        shape = Shape.of(one, two, self.runs.examples.samples) if isinstance(two, Tensor) else None
+        shape = Shape.of(one, two, SAMPLES) if isinstance(two, Tensor) else None
         return shape or Shape(tuple(one.shape), (0,) * one.ndim, one.dtype)
 
     def _returned(self, call: Call, inside: Mapping[int, Counter[str]]) -> Returned:
@@ -415,7 +428,7 @@ class _Drawing:
                 leaves.append(leaf)
                 continue
             shape = replace(self._shape(call, number), written=Source(call.key, number) in self.written)
-            real = self.runs.plain.get(call.key) if Source(call.key, number) in self.needed else None
+            real = self.runs.once(call.key) if Source(call.key, number) in self.needed else None
             leaves.append(shape if real is None or not shape.constant else real.leaves[number])
         return Returned(tuple(leaves), call.spec, inside.get(call.index, Counter()))
 
@@ -461,17 +474,15 @@ class _Drawing:
         return tuple(Blocked(call.path, first[call.index]) for call in self.trace.calls if call.index in first)
 
 
-def _calls(trace: Trace, kept: set[Key] | None) -> dict[Key, Call]:
-    return {call.key: call for call in trace.calls if kept is None or call.key in kept}
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and digest(one) == digest(other)
+def _equal(one: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and one.shape == other.shape and digest(one) == digest(other)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors differ by no more than rounding, measured by the largest number in them."""
+    if torch.equal(one, other):
+        return True
     if one.shape != other.shape or not (one.is_floating_point() or one.is_complex()):
-        return torch.equal(one, other)
-    size = float(one.abs().nan_to_num().max()) if one.numel() else 0.0
+        return False
+    size = float(one.abs().nan_to_num().max())
     return torch.allclose(one, other, rtol=0.0, atol=_ROUNDING * size, equal_nan=True)

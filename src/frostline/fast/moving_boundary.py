@@ -1,4 +1,4 @@
-"""Cached features at a boundary that moves while a model trains, by a schedule or by what converged."""
+"""Cached features at a boundary that moves while a model trains, by a schedule or by what converged.
 
 Knows when features are worth keeping; knows nothing of what moves the boundary.
 """

@@ -6,10 +6,12 @@ Knows extractors and columns; knows nothing of folders or of what is there alrea
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from frostline.checkpoint.stored import dtype_name
 from frostline.errors import CacheError
@@ -43,20 +45,34 @@ def features_of(extractor: Extractor, batch: ViewBatch) -> Features:
     return features
 
 
-def refuse_unsteady(extractor: Extractor, first: Features, second: Features) -> None:
-    """Refuse an extractor that has given two features of one batch.
+def refuse_unsteady(extractor: Extractor, batch: ViewBatch, first: Features) -> None:
+    """Compute a batch again, the other way round, and refuse an extractor that gives its samples something else.
+
+    One run more shows both: that it is deterministic, and that it does not matter where a sample stands in its batch.
+
+    Args:
+        extractor: what computes features.
+        batch: some samples.
+        first: their features.
 
     Raises:
         CacheError: the digests differ; the places are named.
     """
+    turned = features_of(extractor, replace(batch, inputs=tree_map_only(Tensor, _turned, batch.inputs)))
     names = [place.name for place in extractor.places]
-    one, two = (digest_all(dict(zip(names, each, strict=True))) for each in (first, second))
+    one, two = (digest_all(dict(zip(names, each, strict=True))) for each in (first, tuple(map(_turned, turned))))
     moved = [name for name in names if one[name] != two[name]]
     if moved:
         raise CacheError(
-            f"the prefix is not deterministic: the first batch, computed twice, differs at {', '.join(moved)}\n"
+            "the features of a sample are not the same twice: the first batch, computed again the other way round, "
+            f"differs at {', '.join(moved)}\n"
+            "  found: the prefix is not deterministic, or it matters to it where a sample stands in its batch\n"
             "  fix: eval mode, no random layer in it, torch.use_deterministic_algorithms(True); or no cache"
         )
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    return tensor.flip(0)
 
 
 class PendingShard:

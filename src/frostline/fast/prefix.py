@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -17,6 +17,7 @@ from frostline.fast.features import Features, Place
 from frostline.fast.replay import run_prefix, run_rest
 from frostline.fast.variants import PLAIN, Variant, derive
 from frostline.norms.untouched import random_state_kept
+from frostline.state import names
 from frostline.state.digest import digest, digest_all
 from frostline.state.inventory import inventory
 
@@ -94,8 +95,10 @@ class Prefix:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        tensors = inventory(self._root).tensors
-        return next((tensors[path].device for path in self._cut.entries), torch.device("cpu"))
+        for path in self._cut.entries[:1]:
+            module = self._root.get_submodule(names.parent(path))
+            return cast("Tensor", getattr(module, path.rpartition(".")[2])).device
+        return torch.device("cpu")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Features:
         """The features of a batch of any number of samples; the first dimension of each is the sample."""
@@ -119,14 +122,18 @@ class Prefix:
         tensors = inventory(self._root).tensors
         return self._entries == digest_all({p: tensors[p] for p in self._entries if p in tensors})
 
-    def check(self, *args: Any, tolerance: float | None = None, **kwargs: Any) -> tuple[float, ...]:
+    def check(
+        self, *args: Any, tolerance: float | None = None, turned: bool = True, **kwargs: Any
+    ) -> tuple[float, ...]:
         """Compare with the model itself on real samples, and a sample with itself in other company.
 
         Args:
-            *args: a batch, as the model takes it.
+            *args: a batch, as the model takes it; at most :attr:`rows` samples of it are looked at.
             tolerance: what a variant may differ by, relative to the largest feature; by default what the rounding of
-                its layers explains, :attr:`~frostline.fast.variants.Variant` says how. The plain one has to be equal
-                to the bit whatever is given.
+                its layers explains, see :meth:`Variant.tolerance <frostline.fast.variants.Variant.tolerance>`. The
+                plain one has to be equal to the bit whatever is given.
+            turned: whether the batch is computed the other way round as well, which takes two whole chunks. A
+                :class:`~frostline.fast.feature_cache.FeatureCache` does so by itself with its first one.
             **kwargs: likewise.
 
         Returns:
@@ -137,21 +144,15 @@ class Prefix:
         """
         given = self._completed(tree_flatten((args, dict(kwargs)))[0])
         samples = min(self.rows, self._samples(given))
-        leaves = self._each(given, lambda leaf: leaf[:samples])
-        own = self._chunk(leaves, 0, samples)
-        turned = self._chunk(self._each(leaves, lambda leaf: leaf.flip(0)), 0, samples)
-        for place, one, other in zip(self.places, own, turned, strict=True):
-            if digest(one) != digest(other.flip(0)):
-                raise ShortcutDiffers(
-                    f"{place.name}: the features of a sample are not the same bits at another place in the batch\n"
-                    f"  variant: {self.variant}, {self.rows} samples at a time\n"
-                    "  fix: another number of rows, or another variant"
-                )
+        leaves = self._each(given, lambda leaf: leaf[:samples].to(self.device))
+        if turned:
+            self._check_places(leaves, samples)
+        # As many rows as there are: what is compared here does not depend on their number.
+        own = self._compute(leaves)
         if self.variant == PLAIN:
-            plain = self._of_the_model(leaves)
-            allowed = 0.0
+            plain, allowed = self._of_the_model(leaves), 0.0
         else:
-            plain = Prefix(self._root, self._cut, rows=self.rows)._chunk(leaves, 0, samples)
+            plain = Prefix(self._root, self._cut, rows=samples)._compute(leaves)
             allowed = self.variant.tolerance(self._root, self._cut) if tolerance is None else tolerance
         self.differences = tuple(map(_difference, own, plain))
         for place, one, other, far in zip(self.places, own, plain, self.differences, strict=True):
@@ -162,13 +163,21 @@ class Prefix:
                 )
         return self.differences
 
+    def _check_places(self, leaves: list[Any], samples: int) -> None:
+        own = self._chunk(leaves, 0, samples)
+        turned = self._chunk(self._each(leaves, lambda leaf: leaf.flip(0)), 0, samples)
+        for place, one, other in zip(self.places, own, turned, strict=True):
+            if digest(one) != digest(other.flip(0)):
+                raise ShortcutDiffers(
+                    f"{place.name}: the features of a sample are not the same bits at another place in the batch\n"
+                    f"  variant: {self.variant}, {self.rows} samples at a time\n"
+                    "  fix: another number of rows, or another variant"
+                )
+
     def _of_the_model(self, leaves: list[Any]) -> Features:
-        """What the model computes when it is trained: with gradients on, as many samples as a chunk has."""
+        """What the model computes when it is trained: with gradients on."""
         with random_state_kept(), _modes(self._root, self._cut.training), torch.enable_grad():
-            samples = self._samples(leaves)
-            chunk = self._each(leaves, lambda leaf: self._filled(leaf[: self.rows]))
-            features = run_prefix(self._root, self._cut, chunk)
-        return tuple(each.detach()[:samples] for each in features)
+            return tuple(each.detach() for each in run_prefix(self._root, self._cut, leaves))
 
     def _samples(self, leaves: list[Any]) -> int:
         return next(len(leaf) for shape, leaf in zip(self._cut.arguments, leaves, strict=True) if _varies(shape))

@@ -58,7 +58,7 @@ def time_savings(root: nn.Module, make: Callable[..., Prefix], args: Any, kwargs
         args: positional arguments of a batch.
         kwargs: keyword arguments.
     """
-    samples = len(make()(*args, **kwargs)[0])
+    samples = next(len(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
     plain = make(rows=samples)
     features = plain(*args, **kwargs)
     ways: dict[str, Prefix] = {"plain": plain}

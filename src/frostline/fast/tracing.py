@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -106,7 +106,14 @@ class Trace:
     written: dict[str, str] = field(default_factory=dict[str, str])
 
 
-def trace_run(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, operations: bool = True) -> Trace:
+def trace_run(
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    operations: bool = True,
+    kept: Collection[tuple[str, int]] | None = None,
+) -> Trace:
     """Run a model once as it is trained: in train mode, in which held parts stay in eval. All is put back afterwards.
 
     Args:
@@ -114,15 +121,17 @@ def trace_run(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         args: positional arguments.
         kwargs: keyword arguments.
         operations: whether operations are written down too, or calls alone.
+        kept: without operations, the calls whose results are kept, by path and number; of others the shapes are. All
+            by default.
 
     Example:
         >>> trace = trace_run(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (torch.ones(1, 2),), {})
         >>> [call.path for call in trace.calls], [event.reason for event in trace.events if event.reason]
         (['', '0', '1'], ["'0.weight' trains", "'0.bias' trains"])
     """
-    recorder = _Recorder(root, operations=operations)
+    recorder = _Recorder(root, operations=operations, kept=kept)
     with untouched(root) as model, eagerly():
-        tensors = inventory(model).tensors
+        tensors = inventory(model).tensors if operations else {}
         before = digest_all(tensors)
         # Held modules stay in eval; what a train() of their own does beside flags, it does when they are trained too.
         model.train()
@@ -179,8 +188,9 @@ class _Recorded(InstanceMethod[nn.Module]):
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, root: nn.Module, *, operations: bool) -> None:
+    def __init__(self, root: nn.Module, *, operations: bool, kept: Collection[tuple[str, int]] | None) -> None:
         super().__init__()
+        self._kept = kept
         self.trace = Trace()
         self._root, self._operations = root, operations
         self._stack: list[int] = []
@@ -232,7 +242,8 @@ class _Recorder(TorchDispatchMode):
             self.trace.events.append(Event("return", call.index, gives=tuple(map(memory_of, call.tensors))))
         else:
             # A later operation may write into it; with operations on, that is known.
-            call.leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in call.leaves]
+            whole = self._kept is None or call.key in self._kept
+            call.leaves = [_copied(leaf, whole=whole) if isinstance(leaf, Tensor) else leaf for leaf in call.leaves]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -262,6 +273,11 @@ class _Recorder(TorchDispatchMode):
             )
         )
         return result
+
+
+def _copied(tensor: Tensor, *, whole: bool) -> Tensor:
+    """A copy of a tensor, or one of its shape and type without memory."""
+    return tensor.detach().clone() if whole else torch.empty_like(tensor, device="meta")
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
