@@ -44,8 +44,8 @@ VARIANT = ("folded", "channels_last")
 # Samples that the prefix computes at a time. Many are faster; but what is computed to check it, and to fill up the last
 # ones, is a multiple of them.
 ROWS = 16
-# Images on which the folded prefix is compared with the plain one. (A deep trunk with random weights amplifies rounding:
-# the plain one in float32 is itself 4e-5 from the one in float64.)
+# Images on which the folded prefix is compared with the plain one. (A deep trunk with random weights amplifies
+# rounding: the plain one in float32 is itself 4e-5 from the one in float64.)
 CHECKED = 4
 # The largest share of the other side's time that is good enough.
 TEN_EPOCHS_GOAL, LATER_GOAL, MANY_HEADS_GOAL, NO_CACHE_GOAL, LIMIT_GOAL = 1 / 8, 1 / 50, 1 / 100, 1 / 1.4, 1.15

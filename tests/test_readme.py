@@ -25,7 +25,7 @@ def test_the_python_blocks_print_the_texts_below_them() -> None:
     """They are read from top to bottom: a later one goes on where the one before it ended."""
     every = blocks()
     said = [i for i, (language, _) in enumerate(every) if language == "python"]
-    assert len(said) == 4
+    assert len(said) == 5
     print_rule = 'print("-----")\n'
     command = [sys.executable, "-W", "error", "-c", print_rule.join(every[i][1] for i in said)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

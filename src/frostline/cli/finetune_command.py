@@ -121,8 +121,8 @@ def finetune(
     prefix: Annotated[
         list[str] | None,
         typer.Option(
-            help="Compute the frozen prefix in a quicker way, which differs by rounding; may be repeated. By default to "
-            "the bit as the model does.",
+            help="Compute the frozen prefix in a quicker way, which differs by rounding; may be repeated. By default "
+            "to the bit as the model does.",
             metavar="folded|channels_last|compiled|bfloat16",
         ),
     ] = None,

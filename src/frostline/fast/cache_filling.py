@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from frostline.fast.cache_layout import Layout
 from frostline.fast.features import Extractor
 from frostline.fast.pending_shard import PendingShard, features_of, refuse_unsteady
 from frostline.fast.sample_table import Ints, chunks
-from frostline.fast.view_batches import ViewBatches, Wanted
+from frostline.fast.view_batches import ViewBatch, ViewBatches, Wanted
+
+Loads: TypeAlias = "Callable[[Iterator[ViewBatch]], Iterator[ViewBatch]]"
 
 
 class CacheFilling:
@@ -37,6 +40,7 @@ class CacheFilling:
         in_worker: Callable[[], None],
         measured: Callable[[float], None],
         progress: Callable[[int, int], object] | None,
+        loads: Loads,
     ) -> Iterator[PendingShard]:
         """Compute what is missing.
 
@@ -46,6 +50,7 @@ class CacheFilling:
             in_worker: called by each process that reads samples before it begins.
             measured: called with the samples each second once the first batch has been computed, which is done twice.
             progress: called with the samples that are computed, and those that there are to compute.
+            loads: given the batches as they are read, gives them on.
 
         Yields:
             Each shard when it is whole.
@@ -60,7 +65,7 @@ class CacheFilling:
         total, done = sum(map(len, jobs)), 0
         begun = time.perf_counter()
         shard = PendingShard(self._layout, self._per_shard)
-        for batch in self._batches.read(self._wanted(jobs, index_of), in_worker):
+        for batch in loads(self._batches.read(self._wanted(jobs, index_of), in_worker)):
             read = time.perf_counter() - begun
             features = features_of(self._extractor, batch)
             if not done:

@@ -18,7 +18,7 @@ import torch
 from frostline.checkpoint.stored import dtype_name
 from frostline.errors import CacheError, CacheMismatch, CorruptCache, StorageFull
 from frostline.fast import cache_manifest
-from frostline.fast.cache_filling import CacheFilling
+from frostline.fast.cache_filling import CacheFilling, Loads
 from frostline.fast.cache_key import CacheKey, key_of
 from frostline.fast.cache_layout import Layout
 from frostline.fast.cache_manifest import Manifest
@@ -158,15 +158,19 @@ class FeatureCache(CachedFeatures):
         return self._estimate(None)
 
     def fill(
-        self, say: Callable[[str], object] | None = None, progress: Callable[[int, int], object] | None = None
+        self,
+        say: Callable[[str], object] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        loads: Loads = iter,
     ) -> FillReport:
         """Compute what is missing or damaged, and nothing else.
 
-        Every file is checked first. The first batch is computed twice and compared.
+        Every file is checked first. The first batch is computed a second time, the other way round, and compared.
 
         Args:
             say: called with the estimate, a line, before anything is computed.
             progress: called with how many samples are computed, and how many there are to compute.
+            loads: given the batches as they are read, gives them on; to see how long they are waited for.
 
         Returns:
             What was done.
@@ -190,7 +194,7 @@ class FeatureCache(CachedFeatures):
             estimate = self._estimate(jobs)
             estimate.refuse_over_limit(self._dtype)
             self._begin()
-            computed = self._compute(jobs, estimate, lock, say, progress)
+            computed = self._compute(jobs, estimate, lock, say, progress, loads)
         return FillReport(
             computed=computed,
             reused=len(np.unique(self._order)) * self.views - computed,
@@ -355,6 +359,7 @@ class FeatureCache(CachedFeatures):
         lock: WriterLock,
         say: Callable[[str], object] | None,
         progress: Callable[[int, int], object] | None,
+        loads: Loads,
     ) -> int:
         total = sum(map(len, jobs))
 
@@ -371,7 +376,7 @@ class FeatureCache(CachedFeatures):
         filling = CacheFilling(self._extractor, batches, self._layout, self._shard_samples())
         begun, done = time.perf_counter(), 0
         with self._samples.reading():
-            for shard in filling.shards(jobs, self._order, lock.forget, measured, progress):
+            for shard in filling.shards(jobs, self._order, lock.forget, measured, progress, loads):
                 self._keep(shard, done, total, (done + shard.count) / (time.perf_counter() - begun))
                 done += shard.count
         return total

@@ -292,7 +292,7 @@ class _Job:
         problem.model.to(self.accelerator.device)
         with self.spent("prefix"):
             shortcut = shortcut_for(
-                problem.model, phase, self.config, self.accelerator, self.folder.path, self.progress
+                problem.model, phase, self.config, self.accelerator, self.folder.path, self.progress, self.spent
             )
         try:
             with self.spent(EPOCHS):

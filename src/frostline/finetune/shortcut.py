@@ -21,6 +21,7 @@ from frostline.fast import FeatureCache, Prefix, plan
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
+from frostline.runs.time_spent import TimeSpent
 from frostline.tasks.task_model import TaskModel
 
 # As many views keep an augmentation honest: `docs/benchmarks.md` has what they buy.
@@ -148,7 +149,13 @@ def whole_model(phase: Phase, config: FinetuneConfig) -> Shortcut:
 
 
 def shortcut_for(
-    model: TaskModel, phase: Phase, config: FinetuneConfig, accelerator: Any, folder: Path, progress: Progress
+    model: TaskModel,
+    phase: Phase,
+    config: FinetuneConfig,
+    accelerator: Any,
+    folder: Path,
+    progress: Progress,
+    spent: TimeSpent | None = None,
 ) -> Shortcut:
     """Find what can be spared in a phase, and compute the features that are kept.
 
@@ -161,6 +168,7 @@ def shortcut_for(
         accelerator: of the run.
         folder: of the run; features go into it unless the settings name another folder.
         progress: told in a line what is kept and what it brings.
+        spent: is told how long samples were waited for, and how long the prefix took.
 
     Raises:
         FastError: a way to compute the prefix was asked for that this model cannot have.
@@ -205,20 +213,21 @@ def shortcut_for(
     sparing = f"about {gain:.1f} times as fast as without" if missing else "all there from a run before"
     kept = sum(each.nbytes for each in estimates)
     progress.say(f"{told} are kept, {kept / 1e6:,.1f} MB in {place}: {sparing} (--no-cache turns it off)")
-    _fill(train, val, missing, progress)
+    _fill(train, val, missing, progress, spent or TimeSpent())
     return Shortcut(
         CachedViews(train), CachedViews(val), views, prefix, cached=True, folder=None if config.cache else place
     )
 
 
-def _fill(train: FeatureCache, val: FeatureCache, missing: int, progress: Progress) -> None:
+def _fill(train: FeatureCache, val: FeatureCache, missing: int, progress: Progress, spent: TimeSpent) -> None:
     before = 0
 
     def computed(done: int, _: int) -> None:
         progress.features(before + done, missing)
 
     for cache in (train, val):
-        report = cache.fill(progress=computed)
+        with spent("prefix"):
+            report = cache.fill(progress=computed, loads=lambda batches: spent.waits("loading", batches))
         before += report.computed
         if report.damaged:
             progress.say(f"damaged, and computed again: {name_some(report.damaged)}")

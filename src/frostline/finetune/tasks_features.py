@@ -19,6 +19,7 @@ from frostline.finetune.image_folder import ImageDataset
 from frostline.finetune.progress import Progress
 from frostline.finetune.tasks_config import TasksConfig
 from frostline.freezing.verbs import frozen
+from frostline.runs.time_spent import TimeSpent
 
 # The trunk runs on so many images at a time, whatever the batches of the heads: features do not depend on those.
 ROWS = 32
@@ -53,6 +54,7 @@ def features_for(
     config: TasksConfig,
     folder: Path,
     progress: Progress,
+    spent: TimeSpent | None = None,
 ) -> TasksFeatures:
     """Compute the features of all images, without augmentation and under as many views as were asked for.
 
@@ -63,12 +65,13 @@ def features_for(
         config: the settings.
         folder: of the run; features go into it unless the settings name another folder.
         progress: told in a line what is kept.
+        spent: is told how long images were waited for.
 
     Raises:
         ModelError: what the trunk gives for an image depends on the others of its batch, or is not the same twice.
         CacheError: the folder that was named cannot be used, or features do not fit on the disk.
     """
-    settings = config.settings
+    settings, spent = config.settings, spent or TimeSpent()
     if not settings.use_cache and settings.views is not None:
         raise ConfigError(
             "--no-cache with --views and --task: heads train on views that are kept.\n  fix: leave out one of them"
@@ -87,7 +90,7 @@ def features_for(
             views = min(settings.views, settings.epochs)
             caches.insert(0, FeatureCache(place / "train", prefix, augmented, views=views, positions="same", **shared))
         for cache in caches:
-            cache.fill(say=progress.say, progress=progress.features)
+            cache.fill(progress.say, progress.features, lambda batches: spent.waits("loading", batches))
     train = caches[0]
     return TasksFeatures(train, None if train is val else val, None if settings.cache is not None else place)
 

@@ -41,7 +41,9 @@ from frostline.state import names
 from frostline.state.inventory import inventory
 from frostline.state.snapshot import Snapshot, snapshot
 
-MakeFeatures: TypeAlias = Callable[[nn.Module, ImageDataset, ImageDataset, TasksConfig, Path, Progress], TasksFeatures]
+MakeFeatures: TypeAlias = Callable[
+    [nn.Module, ImageDataset, ImageDataset, TasksConfig, Path, Progress, TimeSpent], TasksFeatures
+]
 
 
 def run_tasks(
@@ -176,7 +178,7 @@ class _TasksJob:
         )
         self.progress.say(f"reading {len(ready.images):,} images, each once a view, for one run through the trunk")
         with self.spent("prefix"):
-            return make(ready.trunk, plain, augmented, self.config, folder.path, self.progress)
+            return make(ready.trunk, plain, augmented, self.config, folder.path, self.progress, self.spent)
 
     def _train(self, folder: RunFolder, ready: _Prepared, given: TasksFeatures) -> HeadsResult:
         settings, place = self.config.settings, {image: index for index, image in enumerate(ready.images)}
