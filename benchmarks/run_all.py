@@ -30,6 +30,7 @@ BENCHMARKS = (
     "meta_speed",
     "doctor_speed",
     "lint_speed",
+    "fast_heads",
 )
 
 

@@ -34,6 +34,32 @@ FOLDER = {"data": "photos", "model": "timm/resnet18"}
             ),
         ),
         ({"data": "photos"}, "--data photos: which model?\n  fix: add --model timm/resnet18, for example"),
+        ({"views": 0}, "--views 0: too small.\n  fix: 1 or more"),
+        (
+            {"prefix": ("fold",)},
+            "--prefix fold: there is no such one.\n  fix: some of folded, channels_last, compiled, bfloat16",
+        ),
+        (
+            {"prefix": ("folded",), "strategy": "full"},
+            (
+                "--prefix with --strategy full: nothing of the trunk is frozen from the first step to the last.\n"
+                "  fix: leave out one of them"
+            ),
+        ),
+        (
+            {"use_cache": False, "cache": "features"},
+            (
+                "--no-cache with --cache-folder or --rebuild-cache: they contradict each other.\n"
+                "  fix: leave out one of them"
+            ),
+        ),
+        (
+            {"rebuild_cache": True},
+            (
+                "--rebuild-cache: the features of a run folder are always its own.\n"
+                "  fix: --cache-folder FOLDER, or leave it out"
+            ),
+        ),
         (
             {**FOLDER, "init": "a.pth", "pretrained": True},
             "--init and --pretrained: both say what to start from.\n  fix: leave out one of them",
@@ -50,7 +76,8 @@ def test_what_is_refused(options: dict[str, object], message: str):
 
 
 def test_a_configuration_survives_its_file():
-    config = FinetuneConfig(**FOLDER, freeze=("layer1", "!layer1.0"), lr=1e-5, seed=2**64 - 1, naive=True)
+    given = {"freeze": ("layer1", "!layer1.0"), "prefix": ("folded", "bfloat16"), "cache": "features", "views": 3}
+    config = FinetuneConfig(**FOLDER, **given, lr=1e-5, seed=2**64 - 1, naive=True)
     assert FinetuneConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert FinetuneConfig.from_json(json.loads(json.dumps(FinetuneConfig().to_json()))) == FinetuneConfig()
 

@@ -279,7 +279,7 @@ def test_the_two_runs_on_omniglot() -> None:
     net = example_net_of_higher()
     maml = meta.MAML(net, inner_lr=0.1, steps=5)
     optimizer = torch.optim.Adam(maml.parameters(), lr=1e-3)
-    for iteration in range(30):
+    for iteration in range(12):
         optimizer.zero_grad()
         maml.backward(tasks.batch("train", 8 * iteration, 8))
         optimizer.step()
@@ -293,7 +293,7 @@ def test_the_two_runs_on_omniglot() -> None:
         for mode, adapted in (("eval", idle), ("train", maml.adapt(task.support))):
             right[mode] += int((adapted.predict(task.query.inputs).argmax(1) == task.query.labels).sum())
             last[mode] += adapted.losses[-1] / 10
-    # Longer meta-training ends at chance, 26.6 %; after 240 tasks it is on the way there.
+    # Longer meta-training ends at chance, 26.6 %; after 96 tasks it is on the way there.
     assert right["train"] > 0.85 * 250
     assert right["eval"] < 0.6 * 250
     assert last["eval"] > 10 * last["train"]
@@ -306,10 +306,12 @@ def test_the_two_runs_on_omniglot() -> None:
         if math.isnan(losses[-1]):
             blown += 1
             assert max(norm for norm in norms if math.isfinite(norm)) > 1e6
-        error = stopped(meta.MAML(honest, inner_lr=0.4, steps=5), support, policy="frozen")
+        learner = meta.MAML(honest, inner_lr=0.4, steps=5)
+        # Explaining a blow-up takes twenty times as long as stopping it, and the nets are one: it is explained once.
+        error = stopped(learner if index == 0 else brief(learner), support, policy="frozen")
         assert all(map(math.isfinite, error.report.losses))
         # The largest gain is that of the first layer: its variance is some 1e-3 of the others'.
         assert (error.report.steepest.path, error.report.steepest.behind) == ("1", "0")
         assert error.report.steepest.gain > 10
-        assert {"support", "batch"} <= {tried.policy for tried in error.report.instead}
+        assert index > 0 or {"support", "batch"} <= {tried.policy for tried in error.report.instead}
     assert blown == 3

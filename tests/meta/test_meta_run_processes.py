@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,32 +88,37 @@ def in_two(folder: Path, script: Path, mode: str = "run") -> list[Any]:
     return [json.loads(out.splitlines()[-1])[0] for out, _ in told]
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """A finished run of two processes, and what each of them found."""
+    folder = tmp_path_factory.mktemp("processes")
+    return folder / "two", in_two(folder / "two", folder / "child.py")
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_weights_of_one_and_one_of_them_writes(tmp_path: Path):
+def test_two_processes_give_the_weights_of_one_and_one_of_them_writes(tmp_path: Path, two: tuple[Path, list[Any]]):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = train(MetaConfig(**SETTINGS), tmp_path / "alone")
     torch.set_num_threads(threads)
-    first, second = in_two(tmp_path / "two", tmp_path / "child.py")
+    folder, (first, second) = two
     assert first == second
-    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 2, 3, 4, 4]
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "two"))
+    one, other = (load_file(place / "model.safetensors") for place in (tmp_path / "alone", folder))
     # A convolution's bias before a batch norm has no gradient but rounding errors, which Adam makes steps of.
     for name in [name for name in one if not name.endswith("conv.bias")]:
         # Sums over tasks are rounded in another order, and a step of Adam divides by the size of the gradient.
-        assert torch.allclose(two[name], one[name], rtol=1e-4, atol=1e-6), name
+        assert torch.allclose(other[name], one[name], rtol=1e-4, atol=1e-6), name
     start = load_file(sorted((tmp_path / "alone" / "checkpoints").iterdir())[0])
     assert not torch.allclose(start["model/model.head.weight"], one["head.weight"], rtol=0, atol=1e-4)
     assert len(first) == len(alone.results["evaluation"]["rows"])
 
 
 @pytest.mark.slow
-def test_two_processes_resume_to_what_two_would_have_had(tmp_path: Path):
-    whole = tmp_path / "whole"
-    in_two(whole, tmp_path / "child.py")
-    cut = tmp_path / "cut"
-    in_two(cut, tmp_path / "child.py")
+def test_two_processes_resume_to_what_two_would_have_had(tmp_path: Path, two: tuple[Path, list[Any]]):
+    whole, _ = two
+    cut = Path(shutil.copytree(whole, tmp_path / "cut"))
     newest = sorted((cut / "checkpoints").iterdir())[-1]
     newest.unlink()
     for name in ("results.json", "model.safetensors", "learner.safetensors"):
