@@ -48,6 +48,7 @@ SMALLEST_CROP = 0.5
 BATCH, RATE, WEIGHT_DECAY = 16, 3e-3, 0.01
 HELD_OUT = 0.5
 PLAIN, FROZEN, FRESH = "plain", "1", "fresh"
+NARROW = {"float16": torch.float16, "8 bits": torch.uint8}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,18 @@ class Suite:
     @property
     def conditions(self) -> dict[str, int]:
         """Name of each condition, and its number of views."""
-        return {PLAIN: 1, FROZEN: 1, **{str(views): views for views in self.views}, FRESH: self.epochs}
+        few = {str(views): views for views in self.views}
+        return {PLAIN: 1, FROZEN: 1, **few, **dict.fromkeys(self.narrowed, self.narrowed_views), FRESH: self.epochs}
+
+    @property
+    def narrowed_views(self) -> int:
+        """Views that are also kept in less space."""
+        return 8 if 8 in self.views else self.views[-1]
+
+    @property
+    def narrowed(self) -> dict[str, torch.dtype]:
+        """Name of each condition with narrower features, and their type."""
+        return {f"{self.narrowed_views}, {name}": dtype for name, dtype in NARROW.items()}
 
 
 @dataclass(frozen=True)
@@ -168,10 +180,14 @@ def run_task(name: str, seed: int, suite: Suite, folder: Path) -> tuple[list[Run
     seconds = time.perf_counter() - clock
     plain = _filled(folder / "plain", prefix, whole, 1)
     val = _filled(folder / "val", prefix, Crops(task.val.pixels, task.val.labels), 1)
+    narrow = {
+        condition: _filled(folder / condition, prefix, random, suite.narrowed_views, dtype)
+        for condition, dtype in suite.narrowed.items()
+    }
     runs: list[Run] = []
     for condition, count in suite.conditions.items():
         model.head.load_state_dict(head)
-        source = plain if condition == PLAIN else views
+        source = {PLAIN: plain, **narrow}.get(condition, views)
         curve, losses = train(prefix, model.head, source, val, count, seed, suite.epochs)
         last = max(1, suite.epochs // 4)
         accuracy, loss = (statistics.fmean(values[-last:]) for values in (curve, losses))
@@ -182,6 +198,7 @@ def run_task(name: str, seed: int, suite: Suite, folder: Path) -> tuple[list[Run
         "seed": seed,
         "seconds_per_view": seconds / suite.epochs,
         "bytes_per_view": views.nbytes / suite.epochs,
+        "narrowing": {condition: str(cache.narrowing) for condition, cache in narrow.items()},
         "fresh_as_computed": is_fresh(views, prefix, random, suite.epochs),
     }
     hold.thaw()
@@ -221,8 +238,8 @@ def is_fresh(views: Any, prefix: Any, random: Crops, epochs: int) -> bool:
     return equal
 
 
-def _filled(folder: Path, prefix: Any, data: Crops, views: int) -> Any:
-    cache = fl.fast.FeatureCache(folder, prefix, data, views=views)
+def _filled(folder: Path, prefix: Any, data: Crops, views: int, dtype: torch.dtype | None = None) -> Any:
+    cache = fl.fast.FeatureCache(folder, prefix, data, views=views, dtype=dtype)
     cache.fill()
     return cache
 

@@ -104,7 +104,7 @@ def test_views(tmp_path: Any) -> None:
     suite, start = fast_views.quick_suite(tmp_path)
     result = fast_views.run_suite(suite, start)
     assert json.loads(json.dumps(result, allow_nan=False))["seeds"] == [0, 1]
-    assert [row["condition"] for row in result["summary"]] == ["plain", "1", "2", "fresh"]
+    assert [row["condition"] for row in result["summary"]] == ["plain", "1", "2", "2, float16", "2, 8 bits", "fresh"]
     assert all(cost["fresh_as_computed"] for cost in result["costs"])
     fresh = [row for row in result["summary"] if row["condition"] == "fresh"]
     assert all(row["loss_against_fresh"]["mean"] == 0 and not row["loss_against_fresh"]["differs"] for row in fresh)

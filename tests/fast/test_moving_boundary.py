@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import frostline as fl
+from frostline.fast import Converged
 from frostline.fast.moving_boundary import MovingBoundary
 from frostline.optim.unfreeze import Epoch, Stage, Unfreeze
 from frostline.optim.unfreezing import Unfreezing
@@ -57,7 +58,10 @@ def test_a_schedule_moves_it_and_the_result_is_that_of_the_plain_loop(tmp_path) 
     ours, lines = train(tmp_path)
     plain, _ = train(None)
     assert ours == plain
-    assert [line.partition(",")[0] for line in lines] == [
+    estimates = [line for line in lines if line.startswith("features of 12 samples: ")]
+    assert len(estimates) == 2
+    assert "all to compute" in estimates[0]
+    assert [line.partition(",")[0] for line in lines if line not in estimates] == [
         "boundary at 2: 12 x 1 features",
         "boundary moved from 2 to 0: 12 x 1 features",
         "0 is given up: nothing in front is frozen any more",
@@ -82,6 +86,26 @@ def test_what_has_converged_moves_it_to_the_back(tmp_path) -> None:
     assert (boundary.prefix, boundary.cache) == (None, None)
     inputs, _ = boundary.samples(1)[0]
     assert boundary.outputs(inputs[None].expand(2, -1, -1, -1)).shape == (2, 2)
+
+
+def test_a_watcher_moves_it_by_itself(tmp_path) -> None:
+    model = net()
+    slow, rest = list(model[0].parameters()), [*model[1].parameters(), *model[3].parameters()]
+    optimizer = torch.optim.SGD([{"params": slow, "lr": 1e-9}, {"params": rest, "lr": 0.1}])
+    boundary = MovingBoundary(model, DATA, tmp_path, rows=4)
+    lines: list[str] = []
+    moved = lambda _move: lines.append(boundary.settle(epochs=9))  # noqa: E731
+    with Converged(model, optimizer, head="3", act=True, on_freeze=moved) as watcher:
+        for epoch in range(1, 5):
+            for inputs, labels in DataLoader(boundary.samples(epoch), batch_size=4):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(boundary.outputs(inputs), labels).backward()
+                optimizer.step()
+            watcher.epoch_end()
+        assert lines[0].startswith("boundary at 0: 12 x 1 features, ")
+        assert boundary.cache is not None
+        watcher.take_back()
+    assert lines[-1] == "0 is given up: nothing in front is frozen any more"
 
 
 def test_it_is_dropped_where_it_is_not_worth_it_or_too_large(tmp_path) -> None:

@@ -158,7 +158,8 @@ class MovingBoundary:
         if not estimate.fits:
             return f"no cache, because {of} would take {size(estimate.nbytes)}, and the limit is {size(estimate.limit)}"
         begun = time.perf_counter()
-        cache.fill()
+        # What it will take is said before it starts.
+        cache.fill(say=self._say)
         self.cache = cache
         took = time.perf_counter() - begun
         return (
