@@ -149,8 +149,7 @@ def fit(
                 if (step - 1) % max(1, len(train) // _RATES_KEPT) == 0:
                     note_rates(rates, inner, schedule)
                 optimizer.zero_grad()
-                with spent("prefix"):
-                    features = shortcut.features(inputs)
+                features = _features(shortcut, inputs, spent)
                 logits = shortcut.logits(wrapped, features, phase.task)
                 loss = torch.nn.functional.cross_entropy(logits, labels)
                 value = float(accelerator.reduce(loss.detach(), reduction="mean"))
@@ -227,8 +226,7 @@ def _accuracy(
     wrapped.eval()
     right = count = broken = 0
     for inputs, labels in loader:
-        with spent("prefix"):
-            features = shortcut.features(inputs)
+        features = _features(shortcut, inputs, spent)
         logits = shortcut.logits(wrapped, features, task)
         chosen = torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
         predicted, true = accelerator.gather_for_metrics((chosen, labels))
@@ -236,6 +234,13 @@ def _accuracy(
         broken += int((predicted == -1).sum())
         count += len(true)
     return None if broken else right / count
+
+
+def _features(shortcut: Shortcut, inputs: Any, spent: TimeSpent) -> Any:
+    if shortcut.prefix is None or shortcut.cached:
+        return inputs
+    with spent("prefix"):
+        return shortcut.prefix(inputs)
 
 
 def _loaders(shortcut: Shortcut, config: FinetuneConfig, accelerator: Any) -> tuple[Any, Any]:

@@ -52,18 +52,12 @@ class Shortcut:
     cached: bool = False
     folder: Path | None = None
 
-    def features(self, inputs: Any) -> Any:
-        """What :meth:`logits` takes, of what was loaded."""
-        if self.prefix is None or self.cached:
-            return inputs
-        return self.prefix(inputs)
-
     def logits(self, wrapped: Callable[..., Tensor], inputs: Any, task: str) -> Tensor:
         """The logits of a batch, with the graph of what trains.
 
         Args:
             wrapped: the model, or a wrapper of it.
-            inputs: from :meth:`features`.
+            inputs: what was loaded; where the prefix runs every time, what it gave for that.
             task: the head.
         """
         if self.prefix is None:
