@@ -632,6 +632,16 @@ def test_an_extractor_that_is_not_deterministic_is_refused(tmp_path) -> None:
     assert not shards(tmp_path)
 
 
+def test_an_extractor_that_keeps_account_is_proven_once(tmp_path) -> None:
+    extractor = Twice()
+    extractor.steady = False
+    FeatureCache(tmp_path / "a", extractor, Plain()).fill()
+    assert extractor.steady
+    extractor.samples.clear()
+    FeatureCache(tmp_path / "b", extractor, Plain()).fill()
+    assert extractor.samples == list(range(10))
+
+
 def test_an_extractor_to_which_the_place_in_the_batch_matters_is_refused(tmp_path) -> None:
     """It gives the same twice, so running it twice as it is would not tell."""
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from frostline.errors import CacheMismatch, FastError, ShortcutDiffers
-from frostline.fast import Prefix
+from frostline.errors import CacheError, CacheMismatch, FastError, ShortcutDiffers, StorageFull
+from frostline.fast import FeatureCache, Prefix
 from frostline.finetune import FinetuneConfig
 from frostline.finetune.loop import fit, make_accelerator
 from frostline.finetune.problem import Phase
@@ -128,6 +128,12 @@ def test_it_says_in_a_line_what_is_kept_and_what_it_brings(tmp_path, recorder) -
     assert line.endswith(f"in {tmp_path / 'features'}: about 4.0 times as fast as without (--no-cache turns it off)")
 
 
+def test_where_a_part_of_the_trunk_trains_no_more_is_promised_than_holds(tmp_path, recorder) -> None:
+    Trained(replace(CONFIG, views=1), ("front",), tmp_path, recorder, epochs=4)
+    (line,) = [line for line in recorder.said if "features" in line]
+    assert line.endswith(": 4.0 times fewer passes through it (--no-cache turns it off)")
+
+
 def test_features_of_a_run_are_removed_and_those_of_a_folder_are_kept(tmp_path, recorder) -> None:
     own = Trained(replace(CONFIG, views=1), ("*",), tmp_path, recorder)
     assert (tmp_path / "features").is_dir()
@@ -162,6 +168,26 @@ def test_what_does_not_fit_is_not_kept_and_said(tmp_path, recorder, monkeypatch)
     alone = Trained(replace(CONFIG, views=1), ("*",), tmp_path, recorder)
     assert not alone.shortcut.cached
     assert "are not kept: they would take" in recorder.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on_with_a_prefix"),
+    [(StorageFull("no space left"), True), (CacheError("not the same twice"), False)],
+)
+def test_a_cache_that_nobody_asked_for_does_not_end_a_run(
+    error, goes_on_with_a_prefix, tmp_path, recorder, monkeypatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        (tmp_path / "features").mkdir(exist_ok=True)
+        raise error
+
+    monkeypatch.setattr(FeatureCache, "fill", fails)
+    run = Trained(replace(CONFIG, views=1), ("*",), tmp_path, recorder)
+    assert (run.shortcut.cached, run.shortcut.prefix is not None) == (False, goes_on_with_a_prefix)
+    assert f"features are not kept after all: {error}" in recorder.said
+    assert not (tmp_path / "features").exists()
+    with pytest.raises(type(error)):
+        Trained(replace(CONFIG, views=1, cache=str(tmp_path / "kept")), ("*",), tmp_path, recorder)
 
 
 def test_a_trunk_that_mixes_samples_runs_as_a_whole(tmp_path, recorder) -> None:

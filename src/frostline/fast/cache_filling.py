@@ -67,12 +67,15 @@ class CacheFilling:
         shard = PendingShard(self._layout, self._per_shard)
         for batch in loads(self._batches.read(self._wanted(jobs, index_of), in_worker)):
             read = time.perf_counter() - begun
+            begun_computing = time.perf_counter()
             features = features_of(self._extractor, batch)
+            computed = time.perf_counter() - begun_computing
             if not done:
-                # The first run may have been slow for reasons of its own, so the second one is timed.
-                again = time.perf_counter()
-                refuse_unsteady(self._extractor, batch, features)
-                computed = time.perf_counter() - again
+                if not getattr(self._extractor, "steady", False):
+                    # The first run may have been slow for reasons of its own, so the second one is timed.
+                    again = time.perf_counter()
+                    refuse_unsteady(self._extractor, batch, features)
+                    computed = time.perf_counter() - again
                 workers = self._batches.workers
                 seconds = max(computed, read / workers) if workers else computed + read
                 measured(len(batch.indices) / max(1e-9, seconds))

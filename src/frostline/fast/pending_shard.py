@@ -69,6 +69,9 @@ def refuse_unsteady(extractor: Extractor, batch: ViewBatch, first: Features) -> 
             "  found: the prefix is not deterministic, or it matters to it where a sample stands in its batch\n"
             "  fix: eval mode, no random layer in it, torch.use_deterministic_algorithms(True); or no cache"
         )
+    if hasattr(extractor, "steady"):
+        # One that keeps account of it is proven once: a second cache of the same prefix need not do so again.
+        extractor.steady = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _turned(tensor: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Prefix:
     Attributes:
         variant: how it is computed.
         rows: how many samples at a time.
+        steady: whether a batch has been computed again the other way round, and gave the same bits.
         differences: for each place, how far the variant was from the plain prefix when it was checked, relative to the
             largest feature; zero for the plain one.
 
@@ -58,6 +59,7 @@ class Prefix:
             raise FastError(f"prefix(rows={rows}): too few\n  fix: rows=32, for example")
         self._root, self._cut, self.rows, self.variant = root, cut, rows, variant
         self._running = derive(root, cut, variant)
+        self.steady = False
         self.differences: tuple[float, ...] = (0.0,) * len(cut.places)
         self._entries = digest_all({p: t for p, t in inventory(root).tensors.items() if p in set(cut.entries)})
         self._probe: str | None = None
@@ -173,6 +175,8 @@ class Prefix:
                     f"  variant: {self.variant}, {self.rows} samples at a time\n"
                     "  fix: another number of rows, or another variant"
                 )
+        # Copies that fill up a chunk prove less than samples do.
+        self.steady = self.steady or samples == self.rows
 
     def _of_the_model(self, leaves: list[Any]) -> Features:
         """What the model computes when it is trained: with gradients on."""

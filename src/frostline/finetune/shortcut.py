@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from frostline.errors import NoPrefix, ShortcutDiffers, name_some
+from frostline.errors import CacheError, NoPrefix, ShortcutDiffers, StorageFull, name_some
 from frostline.fast import FeatureCache, Prefix, plan
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.problem import Phase
@@ -177,7 +177,8 @@ def shortcut_for(
     narrow = torch.bfloat16 if "bfloat16" in config.prefix else None
     samples = _inputs(phase.val, min(_CHECKED, _size(phase.val)), accelerator.device)
     try:
-        prefix = plan(model, (samples[:2], phase.task), timing=False).prefix(*words, autocast=narrow, rows=rows)
+        found = plan(model, (samples[:2], phase.task), timing=False)
+        prefix = found.prefix(*words, autocast=narrow, rows=rows)
         prefix.check(samples)
     except (NoPrefix, ShortcutDiffers) as error:
         if config.prefix:
@@ -204,13 +205,25 @@ def shortcut_for(
         )
         return alone
     missing = sum(each.missing for each in estimates)
-    sparing = f"about {gain:.1f} times as fast as without" if missing else "all there from a run before"
+    # Where a part of the trunk trains, it goes on taking its time.
+    whole_trunk = found.modules == ("trunk",)
+    brings = (
+        f"about {gain:.1f} times as fast as without" if whole_trunk else f"{gain:.1f} times fewer passes through it"
+    )
+    sparing = brings.format(gain) if missing else "all there from a run before"
     kept = sum(each.nbytes for each in estimates)
     progress.say(f"{told} are kept, {kept / 1e6:,.1f} MB in {place}: {sparing} (--no-cache turns it off)")
-    _fill(train, val, missing, progress, spent or TimeSpent())
-    return Shortcut(
-        CachedViews(train), CachedViews(val), views, prefix, cached=True, folder=None if config.cache else place
-    )
+    own = place if config.cache is None else None
+    try:
+        _fill(train, val, missing, progress, spent or TimeSpent())
+    except (CacheError, StorageFull) as error:
+        if own is None:
+            raise
+        # Nobody has asked for it, so it must not be what ends a run.
+        progress.say(f"features are not kept after all: {str(error).splitlines()[0]}")
+        shutil.rmtree(own, ignore_errors=True)
+        return alone if isinstance(error, StorageFull) else whole
+    return Shortcut(CachedViews(train), CachedViews(val), views, prefix, cached=True, folder=own)
 
 
 def _fill(train: FeatureCache, val: FeatureCache, missing: int, progress: Progress, spent: TimeSpent) -> None:
