@@ -46,7 +46,7 @@ def watched_sources(root: nn.Module, layers: Mapping[str, nn.Module], inputs: An
     finally:
         for handle in handles:
             handle.remove()
-    kept = watch.still_kept()
+    kept = watch.still_kept(result)
     del result
     return {path: watch.source(path, kept) for path in layers}
 
@@ -100,13 +100,20 @@ class _Watch(TorchDispatchMode):
                 self._shared.add(owner)
         return func(*args, **(kwargs or {}))
 
-    def still_kept(self) -> set[str]:
-        """The linear layers whose output something else than we keeps alive: returned, or stored somewhere."""
-        alive = {path: weakref.ref(output) for path, output in self._outputs.items()}
+    def still_kept(self, result: Any) -> set[str]:
+        """The linear layers whose output something else than we keeps alive: returned, or stored somewhere.
+
+        Args:
+            result: what the model returned.
+        """
+        returned = {id(leaf) for leaf in tree_leaves(result)}
+        kept = {path for path, output in self._outputs.items() if id(output) in returned}
+        alive = {path: weakref.ref(output) for path, output in self._outputs.items() if path not in kept}
         self._outputs = {}
+        # A second of work in a large process: only if there is something that it could free.
         if any(each() is not None for each in alive.values()):
             gc.collect()
-        return {path for path, each in alive.items() if each() is not None}
+        return kept | {path for path, each in alive.items() if each() is not None}
 
     def source(self, path: str, kept: set[str]) -> Source:
         """What feeds this layer."""
