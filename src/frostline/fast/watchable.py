@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from frostline.errors import ModelError, name_some
-from frostline.freezing.step_guard import as_optimizers
+from frostline.optim import steppable
 
 
 def check_setting(name: str, value: object, fits: bool, wanted: str) -> None:
@@ -30,14 +30,11 @@ def refuse_parallel(model: nn.Module) -> None:
     Raises:
         ModelError: it does.
     """
-    inner = model
-    while (compiled := inner._modules.get("_orig_mod")) is not None:
-        inner = compiled
-    if isinstance(inner, nn.parallel.DistributedDataParallel):
-        raise ModelError(
-            "Converged: DistributedDataParallel waits for gradients of what required them when it was made\n"
-            "  fix: watch the module inside, and wrap it anew after each freeze"
-        )
+    steppable.refuse_parallel(
+        model,
+        "Converged: DistributedDataParallel waits for gradients of what required them when it was made\n"
+        "  fix: watch the module inside, and wrap it anew after each freeze",
+    )
 
 
 def the_stepping_one(optimizer: Optimizer) -> Optimizer:
@@ -46,21 +43,13 @@ def the_stepping_one(optimizer: Optimizer) -> Optimizer:
     Raises:
         ModelError: there is not exactly one, or it does not move each parameter by itself, or calls no hooks.
     """
-    several = as_optimizers(optimizer)
-    if len(several) != 1:
-        raise ModelError(f"Converged: expected one optimizer, got {len(several)}\n  fix: the one that trains the trunk")
-    found = several[0]
-    if isinstance(found, LBFGS):
-        raise ModelError(
-            "Converged: LBFGS moves all its parameters as one vector, so that no layer comes to rest by itself\n"
-            "  fix: an optimizer that steps each parameter"
-        )
-    if not hasattr(found, "_optimizer_step_pre_hooks"):
-        raise ModelError(
-            f"Converged: {type(found).__name__} does not call Optimizer.__init__, and has not all of torch's hooks\n"
-            "  fix: pass the optimizer inside, if it is a wrapper of one"
-        )
-    return found
+    return steppable.the_one(
+        optimizer,
+        "Converged",
+        hooks="_optimizer_step_pre_hooks",
+        several="the one that trains the trunk",
+        lbfgs="so that no layer comes to rest by itself\n  fix: an optimizer that steps each parameter",
+    )
 
 
 def refuse_missing(layers: Mapping[int, Mapping[str, nn.Parameter]], optimizer: Optimizer) -> None:
@@ -69,10 +58,7 @@ def refuse_missing(layers: Mapping[int, Mapping[str, nn.Parameter]], optimizer: 
     Raises:
         ModelError: there are some.
     """
-    registered = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [
-        path for members in layers.values() for path, parameter in members.items() if id(parameter) not in registered
-    ]
+    missing = [path for members in layers.values() for path in steppable.not_held(members, optimizer)]
     if missing:
         raise ModelError(
             f"Converged: the optimizer does not hold what it is to train: {name_some(missing)}\n"

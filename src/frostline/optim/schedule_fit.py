@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from frostline.errors import ModelError, SelectionError, name_some, printable
-from frostline.freezing.step_guard import as_optimizers
 from frostline.optim.groups import title_of
+from frostline.optim.steppable import not_held, refuse_parallel, the_one
 from frostline.optim.unfreeze import Stage
 from frostline.state.selection import Selection
 
@@ -26,37 +26,27 @@ def refuse_wrapped(model: nn.Module) -> None:
     Raises:
         ModelError: it does.
     """
-    inner = model
-    while (compiled := inner._modules.get("_orig_mod")) is not None:
-        inner = compiled
-    if isinstance(inner, nn.parallel.DistributedDataParallel):
-        raise ModelError(
-            "Unfreezing: DistributedDataParallel exchanges gradients of what required them when it was made, and says "
-            "nothing of others\n  fix: unfreeze on the module inside, and wrap it anew after each stage"
-        )
+    refuse_parallel(
+        model,
+        "Unfreezing: DistributedDataParallel exchanges gradients of what required them when it was made, and says "
+        "nothing of others\n  fix: unfreeze on the module inside, and wrap it anew after each stage",
+    )
 
 
-def the_one(optimizer: Optimizer) -> Optimizer:
+def the_scheduled_one(optimizer: Optimizer) -> Optimizer:
     """The torch optimizer that was meant.
 
     Raises:
         ModelError: there is not exactly one, or it cannot be worked with.
     """
-    several = as_optimizers(optimizer)
-    if len(several) != 1:
-        raise ModelError(f"Unfreezing: expected one optimizer, got {len(several)}\n  fix: a schedule for each")
-    found = several[0]
-    if isinstance(found, LBFGS):
-        raise ModelError(
-            "Unfreezing: LBFGS moves all its parameters as one vector, and remembers where they went: what begins to "
-            "train later would begin with a false memory\n  fix: freeze() by hand, and a new LBFGS after each thaw()"
-        )
-    if not hasattr(found, "_optimizer_state_dict_pre_hooks"):
-        raise ModelError(
-            f"Unfreezing: {type(found).__name__} does not call Optimizer.__init__, and has not all of torch's hooks\n"
-            "  fix: pass the optimizer inside, if it is a wrapper of one"
-        )
-    return found
+    return the_one(
+        optimizer,
+        "Unfreezing",
+        hooks="_optimizer_state_dict_pre_hooks",
+        several="a schedule for each",
+        lbfgs="and remembers where they went: what begins to train later would begin with a false memory\n"
+        "  fix: freeze() by hand, and a new LBFGS after each thaw()",
+    )
 
 
 def check_apart(stages: Iterable[Stage], parts: Iterable[Selection]) -> None:
@@ -112,10 +102,8 @@ def groups_of(stage: Stage, part: Selection, optimizer: Optimizer) -> list[int]:
     Raises:
         ModelError: the optimizer lacks some; or the stage is to be warmed up, and shares a group with others.
     """
-    members = {id(parameter): path for path, parameter in part.parameters.items()}
-    registered = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [path for key, path in members.items() if key not in registered]
-    if missing:
+    members = {id(parameter) for parameter in part.parameters.values()}
+    if missing := not_held(part.parameters, optimizer):
         raise ModelError(
             f"Unfreeze: the optimizer does not hold what will be unfrozen: {name_some(missing)}\n"
             "  fix: make it from fl.param_groups(model, ...), frozen parts included; nothing is added later"

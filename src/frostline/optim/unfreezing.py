@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from frostline.errors import ModelError, name_some
 from frostline.freezing.hold import Hold
 from frostline.freezing.verbs import freeze
-from frostline.optim.schedule_fit import check_apart, check_same, groups_of, names_in, refuse_wrapped, the_one
+from frostline.optim.schedule_fit import check_apart, check_same, groups_of, names_in, refuse_wrapped, the_scheduled_one
 from frostline.optim.unfreeze import Epoch, Plateau, Stage, Step, Unfreeze
 from frostline.state import names
 from frostline.state.selection import exactly, select
@@ -86,7 +86,7 @@ class Unfreezing:
         refuse_wrapped(model)
         self.schedule = schedule
         self._model = names.unwrap(model)
-        self._optimizer = the_one(optimizer)
+        self._optimizer = the_scheduled_one(optimizer)
         parts = [select(self._model, *stage.parts) for stage in schedule.stages]
         check_apart(schedule.stages, parts)
         self._groups = [
