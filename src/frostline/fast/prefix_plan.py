@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from frostline.fast.prefix import Prefix
 from frostline.fast.savings import Saving, time_savings
 from frostline.fast.variants import variant_of
 from frostline.state import names
+from frostline.state.arguments import arguments_of
 from frostline.state.inventory import SCHEMA_VERSION
 from frostline.tables import html_table, text_table
 
@@ -68,15 +68,7 @@ class PrefixPlan:
         return {
             "schema_version": SCHEMA_VERSION,
             "modules": list(self.modules),
-            "places": [
-                {
-                    "name": p.name,
-                    "shape": list(p.shape),
-                    "dtype": str(p.dtype).removeprefix("torch."),
-                    "nbytes": p.nbytes,
-                }
-                for p in self.places
-            ],
+            "places": [{**place.to_json(), "nbytes": place.nbytes} for place in self.places],
             "rest": [asdict(row) for row in self.rest],
             "savings": [asdict(row) for row in self.savings],
         }
@@ -148,7 +140,7 @@ def plan(model: nn.Module, inputs: Any = None, *, timing: bool = True) -> Prefix
           not in it: 2: trains
     """
     root = names.unwrap(model)
-    args, kwargs = example_inputs(root) if inputs is None else _arguments(inputs)
+    args, kwargs = example_inputs(root) if inputs is None else arguments_of(inputs)
     cut = find_cut(root, args, kwargs)
     if not cut.given:
         why = "\n".join(f"  {row}" for row in _folded(root, cut.blocked)[:_MOST])
@@ -161,12 +153,6 @@ def plan(model: nn.Module, inputs: Any = None, *, timing: bool = True) -> Prefix
         return found
     savings = time_savings(root, found.prefix, args, kwargs)
     return PrefixPlan(cut.modules, cut.places, cut.blocked, savings, root, cut)
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(cast("Mapping[str, Any]", inputs))
-    return (tuple(cast("tuple[Any, ...]", inputs)) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 def _folded(root: nn.Module, rows: tuple[Blocked, ...]) -> list[str]:

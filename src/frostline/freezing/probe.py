@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.state.arguments import arguments_of
 from frostline.state.changes import StateDiff
 from frostline.state.digest import digest, digest_all
 from frostline.state.snapshot import Snapshot
@@ -38,12 +39,13 @@ def probe(
         What moved among the held entries, and the paths of held modules that gave different results for equal inputs.
     """
     runs: list[dict[Call, list[str]]] = []
+    args, kwargs = arguments_of(inputs)
     with _everything_put_back(root) as devices, torch.no_grad():
         root.train()
         for seed in (0, 1):
             _seed(seed, devices)
             with _recorded(tops) as calls:
-                _call(root, inputs)
+                root(*args, **kwargs)
             runs.append(calls)
         moved = reference.diff(root)
     first, second = runs
@@ -61,14 +63,6 @@ def _seed(seed: int, devices: list[int]) -> None:
 def _differs(first: dict[Call, list[str]], second: dict[Call, list[str]], path: str) -> bool:
     shared = [call for call in first.keys() & second.keys() if call[0] == path]
     return any(first[call] != second[call] for call in shared)
-
-
-def _call(root: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return root(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return root(*inputs)
-    return root(inputs)
 
 
 @contextmanager

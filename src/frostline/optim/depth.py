@@ -17,6 +17,7 @@ from frostline.norms.untouched import untouched
 from frostline.optim.blocks import block_of, depths_of
 from frostline.optim.matcher import depths_by_matcher
 from frostline.state import names
+from frostline.state.arguments import arguments_of
 from frostline.state.selection import Selector, select
 
 # How depth is told: a word, layers from the input to the output, a mapping or a function from paths to numbers.
@@ -177,10 +178,8 @@ def _run_order(root: nn.Module, example: Any) -> list[str]:
     ]
     try:
         with untouched(root) as model, torch.no_grad():
-            if isinstance(example, Mapping):
-                model(**cast("Mapping[str, Any]", example))
-            else:
-                model(*(example if isinstance(example, (list, tuple)) else (example,)))
+            args, kwargs = arguments_of(example)
+            model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

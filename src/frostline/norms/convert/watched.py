@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from frostline.norms.convert.wiring import Source
 from frostline.norms.eager import eagerly
 from frostline.norms.untouched import untouched
+from frostline.state.arguments import arguments_of
 
 
 def watched_sources(root: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> dict[str, Source]:
@@ -53,9 +54,8 @@ def watched_sources(root: nn.Module, layers: Mapping[str, nn.Module], inputs: An
 
 def _run(root: nn.Module, inputs: Any, watch: _Watch) -> Any:
     with eagerly(), watch:
-        if isinstance(inputs, Mapping):
-            return root(**cast("Mapping[str, Any]", inputs))
-        return root(*inputs) if isinstance(inputs, (tuple, list)) else root(inputs)
+        args, kwargs = arguments_of(inputs)
+        return root(*args, **kwargs)
 
 
 class _Watch(TorchDispatchMode):
