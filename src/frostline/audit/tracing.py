@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from frostline.audit.places import Place, frames, in_stack, kind_of, user_place
 from frostline.audit.seen import Write
+from frostline.audit.writes import declared_writes
 
 # Operators whose schemas hide that they write: the arguments they write to, and the one that says whether they do.
 # Source: aten/src/ATen/native/native_functions.yaml, and `_version` measured on torch 2.13.
@@ -212,20 +213,11 @@ def _name(func: Any) -> str:
     return f"{packet}.{overload}" if overload in {"no_stats", "out"} else packet
 
 
-_WRITES: dict[Any, tuple[tuple[int, str], ...]] = {}
-
-
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    places = _WRITES.get(func)
-    if places is None:
-        places = _WRITES[func] = tuple(
-            (position, argument.name)
-            for position, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        )
-    for position, name in places:
-        yield from _tensors(args[position] if position < len(args) else kwargs.get(name))
-    hidden = _HIDDEN.get(_name(func)) if not places else None
+    declared = list(declared_writes(func, args, kwargs))
+    for value in declared:
+        yield from _tensors(value)
+    hidden = _HIDDEN.get(_name(func)) if not declared else None
     if hidden is not None:
         arguments, switch = hidden
         if len(args) > switch and args[switch]:

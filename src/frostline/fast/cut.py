@@ -20,7 +20,6 @@ from frostline.fast.features import Place
 from frostline.fast.purity import Key, Purity, follow, judge
 from frostline.fast.tracing import Call, Memory, memory_of, seeded, trace_run
 from frostline.norms.layers import statistics_of
-from frostline.norms.untouched import random_state_kept
 from frostline.state.digest import digest
 
 # Rounding alone may tell rows of different batches apart; a batch statistic moves them by far more.
@@ -176,7 +175,7 @@ def find_cut(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         FastError: there are fewer than two samples.
     """
     examples = _Examples(args, kwargs)
-    with random_state_kept(), seeded(0):
+    with seeded(0):
         trace = trace_run(root, *examples.chosen(range(SAMPLES)))
     forced: dict[Key, str] = {}
     for name, path in trace.written.items():
@@ -263,7 +262,7 @@ class _Runs:
         return self._twice.get(key)
 
     def _run(self, rows: tuple[int, ...], seed: int) -> dict[Key, Call]:
-        with random_state_kept(), seeded(seed):
+        with seeded(seed):
             trace = trace_run(self.root, *self.examples.chosen(rows), operations=False, kept=self._kept)
         return {call.key: call for call in trace.calls}
 

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from frostline.attach.instance_method import InstanceMethod, install, uninstall
+from frostline.audit.writes import declared_writes
 from frostline.norms.eager import eagerly
-from frostline.norms.untouched import untouched
+from frostline.norms.untouched import random_state_kept, untouched
 from frostline.state.digest import digest_all
 from frostline.state.inventory import inventory
 
@@ -153,7 +154,7 @@ def memory_of(tensor: Tensor) -> Memory:
 
 @contextmanager
 def seeded(seed: int) -> Generator[None, None, None]:
-    """A block that begins with these seeds of torch, NumPy and Python; the caller keeps their states.
+    """A block that begins with these seeds of torch, NumPy and Python, and leaves their states as they were.
 
     Example:
         >>> with seeded(1):
@@ -162,10 +163,11 @@ def seeded(seed: int) -> Generator[None, None, None]:
         ...     print(torch.equal(first, torch.rand(1)))
         True
     """
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-    yield
+    with random_state_kept():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
 
 
 class _Recorded(InstanceMethod[nn.Module]):
@@ -260,7 +262,8 @@ class _Recorder(TorchDispatchMode):
             reason = f"{trains!r} trains"
         elif before is not None and before != _generators(read):
             reason = f"draws random numbers ({str(func).removeprefix('aten.').partition('.')[0]})"
-        writes = tuple(memory_of(each) for each in _written(func, args, kwargs))
+        written = tree_leaves(list(declared_writes(func, args, kwargs)))
+        writes = tuple(memory_of(each) for each in written if isinstance(each, Tensor))
         self.trace.events.append(
             Event(
                 "operation",
@@ -278,16 +281,6 @@ class _Recorder(TorchDispatchMode):
 def _copied(tensor: Tensor, *, whole: bool) -> Tensor:
     """A copy of a tensor, or one of its shape and type without memory."""
     return tensor.detach().clone() if whole else torch.empty_like(tensor, device="meta")
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[number] if number < len(args) else kwargs.get(argument.name)
-        found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    return found
 
 
 def _generators(tensors: list[Tensor]) -> list[bytes]:
