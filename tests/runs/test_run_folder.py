@@ -20,7 +20,7 @@ from torch import Tensor
 
 from frostline import durable
 from frostline.errors import CorruptCheckpoint, RunFolderError, StorageFull
-from frostline.runs.run_folder import RunFolder
+from frostline.runs.run_folder import RunFolder, free_folder
 
 
 @pytest.fixture
@@ -486,3 +486,22 @@ def test_other_errors_of_the_system_pass_through(run: RunFolder, monkeypatch: py
     with pytest.raises(OSError, match="Input/output error") as caught:
         run.write_text("report.html", "x")
     assert not isinstance(caught.value, StorageFull)
+
+
+def test_a_run_begins_with_its_configuration_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.begin(tmp_path / "run", {"seed": 1})
+    assert run.read_json("config.json") == {"seed": 1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunFolder.begin(tmp_path / "bad", {"lr": float("nan")})
+    assert not (tmp_path / "bad").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunFolder.begin(tmp_path / "empty", {"lr": float("nan")})
+    assert (tmp_path / "empty").is_dir()
+
+
+def test_the_first_free_folder(tmp_path: Path) -> None:
+    assert free_folder(f"{tmp_path}/run") == f"{tmp_path}/run-1"
+    (tmp_path / "run-1").mkdir()
+    (tmp_path / "run-3").mkdir()
+    assert free_folder(f"{tmp_path}/run") == f"{tmp_path}/run-2"

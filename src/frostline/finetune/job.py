@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from frostline.finetune.problem import Problem
 from frostline.finetune.progress import Progress, Silent
 from frostline.finetune.shortcut import shortcut_for
 from frostline.report import render_run, sum_spent
-from frostline.runs.run_folder import RunFolder
+from frostline.runs.run_folder import RunFolder, free_folder
 from frostline.runs.time_spent import TimeSpent
 from frostline.runs.training_state import pack, unpack_model
 from frostline.state.changes import StateDiff
@@ -178,22 +177,13 @@ class _Job:
             self._find_checkpoint(folder)
             return folder
         if self.main:
-            was_there = out.exists()
-            folder = RunFolder.create(out)
-            try:
-                folder.write_json("config.json", self.config.to_json())
-            except BaseException:
-                if not was_there:
-                    with suppress(OSError):
-                        folder.path.rmdir()
-                raise
+            RunFolder.begin(out, self.config.to_json())
         self.accelerator.wait_for_everyone()
         return RunFolder.open(out)
 
     def _free_folder(self) -> str:
         """The next free name, the same on every process."""
-        names = (f"runs/finetune-{number}" for number in itertools.count(1))
-        chosen = [next(name for name in names if not Path(name).exists())]
+        chosen = [free_folder("runs/finetune")]
         broadcast: Any = require("accelerate.utils", extra="train", purpose="Training").broadcast_object_list
         return broadcast(chosen)[0]
 

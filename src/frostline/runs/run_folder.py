@@ -6,11 +6,12 @@ Knows names, JSON and tensors; knows nothing of models or training. One process 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
 from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -85,6 +86,25 @@ class RunFolder:
             return run
         with run._telling(run.path, 0):
             run.path.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @classmethod
+    def begin(cls, path: str | os.PathLike[str], config: object) -> RunFolder:
+        """Make the folder for a new run with its configuration. Where that cannot be written, no folder is left.
+
+        Raises:
+            RunFolderError: something is there already; it is left alone.
+            StorageFull: there is no space for it.
+        """
+        was_there = Path(path).exists()
+        run = cls.create(path)
+        try:
+            run.write_json(CONFIG, config)
+        except BaseException:
+            if not was_there:
+                with suppress(OSError):
+                    run.path.rmdir()
+            raise
         return run
 
     @classmethod
@@ -364,3 +384,13 @@ def _is_leftover(entry: Path) -> bool:
     if entry.name == CHECKPOINTS and entry.is_dir():
         return all(durable.is_partial(inner) for inner in entry.iterdir())
     return durable.is_partial(entry)
+
+
+def free_folder(stem: str) -> str:
+    """The first of ``STEM-1``, ``STEM-2`` ... that does not exist.
+
+    Example:
+        >>> free_folder("no/such/run")
+        'no/such/run-1'
+    """
+    return next(name for number in itertools.count(1) if not Path(name := f"{stem}-{number}").exists())
