@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,34 +32,8 @@ pytestmark = [
 ]
 
 
-# Unlike the net of the other tests, it takes each image by itself.
-NET = """
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, num_classes=3):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 6, 7, stride=4)
-        self.norm = nn.BatchNorm2d(6)
-        self.out = nn.Linear(6, num_classes)
-
-    def forward(self, x):
-        return self.out(self.norm(self.stem(x)).relu().mean((2, 3)))
-"""
-
-
 @pytest.fixture
-def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    place = tmp_path / "code"
-    place.mkdir()
-    (place / "plain_net_of_tests.py").write_text(NET)
-    monkeypatch.chdir(place)
-    yield "plain_net_of_tests:Net"
-    sys.modules.pop("plain_net_of_tests", None)
-
-
-@pytest.fixture
-def config(photos: Path, net: str, tmp_path: Path) -> TasksConfig:
+def config(photos: Path, small_net: str, tmp_path: Path) -> TasksConfig:
     """Whether a photo is dark, over all of them; and whether its number is even, over those to validate on."""
     images = sorted(path.relative_to(photos) for path in photos.rglob("*.png"))
     kind = "".join(f"{path},{path.parts[1]},{path.parts[0]}\n" for path in images)
@@ -70,7 +42,7 @@ def config(photos: Path, net: str, tmp_path: Path) -> TasksConfig:
         f"{path},{'even' if int(path.stem) % 2 == 0 else 'odd'}\n" for path in images if path.parts[0] == "val"
     )
     (tmp_path / "even.csv").write_text("image,label\n" + even)
-    settings = FinetuneConfig(data=str(photos), model=net, epochs=3, workers=0, batch_size=4, lr=0.05)
+    settings = FinetuneConfig(data=str(photos), model=f"{small_net}:Net", epochs=3, workers=0, batch_size=4, lr=0.05)
     return TasksConfig({"kind": str(tmp_path / "kind.csv"), "even": str(tmp_path / "even.csv")}, settings)
 
 

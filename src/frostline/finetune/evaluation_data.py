@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from frostline.compat import import_torchvision
-from frostline.errors import CorruptData, DataError, name_some
+from frostline.errors import DataError, name_some
 from frostline.extras import require
 from frostline.finetune.image_folder import (
-    MOST_NAMES,
     SUFFIXES,
     ImageDataset,
+    cannot_be_read,
     images_in,
     subfolders,
     transforms_for,
@@ -92,13 +92,7 @@ def read_image_folder(
     images = [found[i] for i in order[:limit]]
     bad = unreadable([path for path, _ in images])
     if bad and not skip_bad_images:
-        lines = [f"{path.relative_to(root)}: {reason}" for path, reason in bad]
-        rest = [f"(+{len(lines) - MOST_NAMES} more)"] if len(lines) > MOST_NAMES else []
-        raise CorruptData(
-            f"{len(bad)} of {len(images)} images in {root} cannot be read\n  "
-            + "\n  ".join(lines[:MOST_NAMES] + rest)
-            + "\n  fix: repair or remove them, or leave them out with --skip-bad-images"
-        )
+        raise cannot_be_read([(path.relative_to(root), reason) for path, reason in bad], len(images), f" in {root}")
     left_out = {path for path, _ in bad}
     good = tuple(image for image in images if image[0] not in left_out)
     if not good:

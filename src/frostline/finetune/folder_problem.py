@@ -14,7 +14,7 @@ from frostline.errors import RandomStart
 from frostline.finetune.checkpointed_model import fit_head
 from frostline.finetune.classifier import BuiltModel, check_width, split_head
 from frostline.finetune.config import FinetuneConfig
-from frostline.finetune.image_folder import FolderData, ImageDataset, scan_folder, transforms_for
+from frostline.finetune.image_folder import FolderData, ImageDataset, scan_folder, told_left_out, transforms_for
 from frostline.finetune.models import build_model
 from frostline.finetune.problem import Phase, Problem, held_part
 from frostline.heads.initial import new_head
@@ -48,7 +48,7 @@ def folder_problem(config: FinetuneConfig) -> Problem:
     task = task_name(config.data)
     model = TaskModel(trunk, {ORIGINAL: old_head, task: new})
     held = held_part(model.trunk, config.freeze, config.strategy)
-    notes = _left_out(data)
+    notes = told_left_out([path.relative_to(data.root) for path, _ in data.bad])
     train, val = _datasets(config, built, data)
     return Problem(
         title=f"{config.model} learns {', '.join(data.classes[:4])}{' ...' if len(data.classes) > 4 else ''}",
@@ -121,15 +121,6 @@ def start(config: FinetuneConfig, built: BuiltModel) -> tuple[list[tuple[str, st
     told = "the trunk has random weights: neither --init nor --pretrained was given, so what is held was never trained"
     warnings.warn(told, RandomStart, stacklevel=2)
     return [("started from", "random weights")], [told]
-
-
-def _left_out(data: FolderData) -> tuple[str, ...]:
-    if not data.bad:
-        return ()
-    first = data.bad[0][0].relative_to(data.root)
-    if len(data.bad) == 1:
-        return (f"1 image could not be read and was left out: {first}",)
-    return (f"{len(data.bad)} images could not be read and were left out, {first} for example",)
 
 
 def _datasets(config: FinetuneConfig, built: BuiltModel, data: FolderData) -> tuple[ImageDataset, ImageDataset]:

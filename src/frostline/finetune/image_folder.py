@@ -88,13 +88,7 @@ def scan_folder(
     every = sorted(path for images in found.values() for paths in images.values() for path in paths)
     bad = unreadable(every)
     if bad and not skip_bad_images:
-        lines = [f"{path.relative_to(root)}: {reason}" for path, reason in bad]
-        rest = [f"(+{len(lines) - MOST_NAMES} more)"] if len(lines) > MOST_NAMES else []
-        raise CorruptData(
-            f"{len(bad)} of {len(every)} images in {root} cannot be read\n  "
-            + "\n  ".join(lines[:MOST_NAMES] + rest)
-            + "\n  fix: repair or remove them, or leave them out with --skip-bad-images"
-        )
+        raise cannot_be_read([(path.relative_to(root), reason) for path, reason in bad], len(every), f" in {root}")
     left_out = {path for path, _ in bad}
     good = {
         side: {name: [path for path in paths if path not in left_out] for name, paths in images.items()}
@@ -308,6 +302,39 @@ def unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             reasons = pool.map(_why_unreadable, paths)
             return [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+
+
+def cannot_be_read(bad: Sequence[tuple[Path, str]], count: int, where: str = "", *, skips: bool = True) -> CorruptData:
+    """The error that names images which cannot be decoded.
+
+    Args:
+        bad: path, as it is to be shown, and reason of each.
+        count: how many there are in all.
+        where: which ones, behind their number.
+        skips: whether they can be left out.
+    """
+    lines = [f"{path}: {reason}" for path, reason in bad]
+    rest = [f"(+{len(lines) - MOST_NAMES} more)"] if len(lines) > MOST_NAMES else []
+    skip = ", or leave them out with --skip-bad-images" if skips else ""
+    return CorruptData(
+        f"{len(bad)} of {count} images{where} cannot be read\n  "
+        + "\n  ".join(lines[:MOST_NAMES] + rest)
+        + f"\n  fix: repair or remove them{skip}"
+    )
+
+
+def told_left_out(bad: Sequence[Path]) -> tuple[str, ...]:
+    """What is said of images that were left out: a sentence, or none.
+
+    Example:
+        >>> told_left_out([]), told_left_out([Path("a.png")])
+        ((), ('1 image could not be read and was left out: a.png',))
+    """
+    if not bad:
+        return ()
+    if len(bad) == 1:
+        return (f"1 image could not be read and was left out: {bad[0]}",)
+    return (f"{len(bad)} images could not be read and were left out, {bad[0]} for example",)
 
 
 def _why_unreadable(path: Path) -> str:

@@ -18,6 +18,9 @@ from torch.utils.data import Dataset, default_collate
 
 from frostline.errors import CacheError, NoPrefix, ShortcutDiffers, StorageFull, name_some
 from frostline.fast import FeatureCache, Prefix, plan
+from frostline.fast.moving_boundary import WORTH
+from frostline.fast.views import epoch_of
+from frostline.finetune.asked_prefix import CHECKED, asked_prefix, features_place
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
@@ -26,10 +29,6 @@ from frostline.tasks.task_model import TaskModel
 
 # As many views keep an augmentation honest: `docs/benchmarks.md` has what they buy.
 MOST_VIEWS = 8
-# Below, keeping features is not worth the reading and writing.
-_WORTH = 1.2
-# So many samples are looked at before, to prove that the prefix gives what the model gives.
-_CHECKED = 8
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Shortcut:
         """
         if self.prefix is None:
             return wrapped(inputs, task)
-        return self.prefix.rest((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), through=wrapped)
+        return self.prefix.rest(inputs, through=wrapped)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the augmentation of this epoch from now on; epochs are counted from 1."""
@@ -98,7 +97,7 @@ class ViewsInTurn(Dataset[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the augmentation of this epoch, which is counted from 1, from now on."""
-        self.dataset.set_epoch((epoch - 1) % self.views + 1)
+        self.dataset.set_epoch(epoch_of((epoch - 1) % self.views))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -162,7 +161,7 @@ def shortcut_for(
         accelerator: of the run.
         folder: of the run; features go into it unless the settings name another folder.
         progress: told in a line what is kept and what it brings.
-        spent: is told how long samples were waited for, and how long the prefix took.
+        spent: is told how long samples were waited for.
 
     Raises:
         FastError: a way to compute the prefix was asked for that this model cannot have.
@@ -173,13 +172,10 @@ def shortcut_for(
     if phase.strategy != "head" or _size(phase.val) < 2:
         return whole
     rows = config.batch_size // accelerator.num_processes
-    words = [word for word in config.prefix if word != "bfloat16"]
-    narrow = torch.bfloat16 if "bfloat16" in config.prefix else None
-    samples = _inputs(phase.val, min(_CHECKED, _size(phase.val)), accelerator.device)
+    samples = _inputs(phase.val, min(CHECKED, _size(phase.val)), accelerator.device)
     try:
         found = plan(model, (samples[:2], phase.task), timing=False)
-        prefix = found.prefix(*words, autocast=narrow, rows=rows)
-        prefix.check(samples)
+        prefix = asked_prefix(found, samples, config, rows=rows)
     except (NoPrefix, ShortcutDiffers) as error:
         if config.prefix:
             raise
@@ -189,9 +185,9 @@ def shortcut_for(
     alone = replace(whole, prefix=prefix)
     views = whole.views
     gain = _gain(phase, views)
-    if not config.use_cache or accelerator.num_processes > 1 or (gain < _WORTH and config.cache is None):
+    if not config.use_cache or accelerator.num_processes > 1 or (gain < WORTH and config.cache is None):
         return alone
-    place = Path(config.cache) if config.cache is not None else folder / "features"
+    place, own = features_place(config, folder)
     shared: dict[str, Any] = {"workers": config.workers, "seed": config.seed, "rebuild": config.rebuild_cache}
     train = FeatureCache(place / "train", prefix, phase.train, views=views, positions="same", **shared)
     val = FeatureCache(place / "val", prefix, phase.val, positions="same", **shared)
@@ -210,10 +206,9 @@ def shortcut_for(
     brings = (
         f"about {gain:.1f} times as fast as without" if whole_trunk else f"{gain:.1f} times fewer passes through it"
     )
-    sparing = brings.format(gain) if missing else "all there from a run before"
+    sparing = brings if missing else "all there from a run before"
     kept = sum(each.nbytes for each in estimates)
     progress.say(f"{told} are kept, {kept / 1e6:,.1f} MB in {place}: {sparing} (--no-cache turns it off)")
-    own = place if config.cache is None else None
     try:
         _fill(train, val, missing, progress, spent or TimeSpent())
     except (CacheError, StorageFull) as error:
@@ -233,8 +228,7 @@ def _fill(train: FeatureCache, val: FeatureCache, missing: int, progress: Progre
         progress.features(before + done, missing)
 
     for cache in (train, val):
-        with spent("prefix"):
-            report = cache.fill(progress=computed, loads=lambda batches: spent.waits("loading", batches))
+        report = cache.fill(progress=computed, loads=lambda batches: spent.waits("loading", batches))
         before += report.computed
         if report.damaged:
             progress.say(f"damaged, and computed again: {name_some(report.damaged)}")

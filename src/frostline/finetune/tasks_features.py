@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from frostline.errors import ModelError, NoPrefix, ShortcutDiffers, name_some
 from frostline.fast import FeatureCache, Prefix, plan
 from frostline.fast.heads import Given
+from frostline.finetune.asked_prefix import CHECKED, asked_prefix, features_place
 from frostline.finetune.config import ConfigError
 from frostline.finetune.image_folder import ImageDataset
 from frostline.finetune.progress import Progress
@@ -23,8 +24,6 @@ from frostline.runs.time_spent import TimeSpent
 
 # The trunk runs on so many images at a time, whatever the batches of the heads: features do not depend on those.
 ROWS = 32
-# So many images are looked at before, to prove that an image has features of its own.
-_CHECKED = 8
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def features_for(
             loader: DataLoader[Any] = DataLoader(plain, batch_size=ROWS, num_workers=settings.workers)
             parts = [prefix(images.to(prefix.device))[0].cpu() for images, _ in loader]
             return TasksFeatures((torch.cat(parts),))
-        place = Path(settings.cache) if settings.cache is not None else folder / "features"
+        place, own = features_place(settings, folder)
         shared: dict[str, Any] = {"workers": settings.workers, "rebuild": settings.rebuild_cache}
         val = FeatureCache(place / "val", prefix, plain, **shared)
         caches = [val]
@@ -92,24 +91,20 @@ def features_for(
         for cache in caches:
             cache.fill(progress.say, progress.features, lambda batches: spent.waits("loading", batches))
     train = caches[0]
-    return TasksFeatures(train, None if train is val else val, None if settings.cache is not None else place)
+    return TasksFeatures(train, None if train is val else val, own)
 
 
 def _prefix(trunk: nn.Module, plain: ImageDataset, config: TasksConfig) -> Prefix:
     """The whole trunk as a prefix, proven to give an image the same features in any batch."""
-    words = [word for word in config.settings.prefix if word != "bfloat16"]
-    narrow = torch.bfloat16 if "bfloat16" in config.settings.prefix else None
     device = next((parameter.device for parameter in trunk.parameters()), torch.device("cpu"))
-    samples = default_collate([plain[index % len(plain)][0] for index in range(max(2, min(_CHECKED, len(plain))))])
+    samples = default_collate([plain[index % len(plain)][0] for index in range(max(2, min(CHECKED, len(plain))))])
     try:
         found = plan(trunk, samples[:2].to(device), timing=False)
         if found.rest:
             raise NoPrefix(name_some([str(row) for row in found.rest], most=2))
-        prefix = found.prefix(*words, autocast=narrow, rows=ROWS)
-        prefix.check(samples.to(device))
+        return asked_prefix(found, samples.to(device), config.settings, rows=ROWS)
     except (NoPrefix, ShortcutDiffers) as error:
         raise ModelError(
             "--task: heads cannot share features, because an image has no features of its own in this trunk\n"
             f"  found: {str(error).splitlines()[0]}\n  fix: another model, or one run for each task without --task"
         ) from error
-    return prefix

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from frostline.errors import CorruptData, MissingExtra, TrainingDiverged
+from frostline.errors import MissingExtra, TrainingDiverged
 from frostline.fast.head_run import HeadEpoch
 from frostline.fast.head_task import HeadTask
 from frostline.fast.heads import train_heads
@@ -23,7 +21,7 @@ from frostline.finetune.certificate import held_rows
 from frostline.finetune.classifier import BuiltModel, check_width, split_head
 from frostline.finetune.config import ConfigError
 from frostline.finetune.folder_problem import build, start
-from frostline.finetune.image_folder import MOST_NAMES, ImageDataset, transforms_for, unreadable
+from frostline.finetune.image_folder import ImageDataset, cannot_be_read, told_left_out, transforms_for, unreadable
 from frostline.finetune.label_file import TaskData, read_labels, sides_of
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.progress import Progress, Silent
@@ -35,7 +33,7 @@ from frostline.heads.initial import new_head
 from frostline.json_values import finite
 from frostline.report import render_run
 from frostline.runs.device import pick_device
-from frostline.runs.run_folder import RunFolder
+from frostline.runs.run_folder import RunFolder, free_folder
 from frostline.runs.time_spent import TimeSpent
 from frostline.state import names
 from frostline.state.inventory import inventory
@@ -134,37 +132,20 @@ class _TasksJob:
         }
         check_width(trunk, next(iter(heads.values())), torch.zeros(2, len(built.mean), *built.image_size))
         images = sorted({image for data in tasks.values() for image, _ in (*data.train, *data.val)})
-        notes = [note for file in files for note in file.notes] + _left_out(bad)
+        notes = [note for file in files for note in file.notes] + [*told_left_out(list(bad))]
         return _Prepared(tasks, images, built, trunk, heads, facts, notes, [*warned, *notes])
 
     def _bad(self, images: list[Path]) -> dict[Path, str]:
         bad = unreadable(images)
         if bad and (len(bad) == len(images) or not self.config.settings.skip_bad_images):
-            lines = [f"{path}: {reason}" for path, reason in bad]
-            rest = [f"(+{len(lines) - MOST_NAMES} more)"] if len(lines) > MOST_NAMES else []
-            skip = "" if len(bad) == len(images) else ", or leave them out with --skip-bad-images"
-            raise CorruptData(
-                f"{len(bad)} of {len(images)} images cannot be read\n  "
-                + "\n  ".join(lines[:MOST_NAMES] + rest)
-                + f"\n  fix: repair or remove them{skip}"
-            )
+            raise cannot_be_read(bad, len(images), skips=len(bad) < len(images))
         return dict(bad)
 
     def _make(self, out: str | Path | None) -> RunFolder:
         if out is None:
-            free = (Path(f"runs/finetune-{number}") for number in itertools.count(1))
-            out = next(path for path in free if not path.exists())
+            out = free_folder("runs/finetune")
             self.progress.say(f"run folder {out}")
-        was_there = Path(out).exists()
-        folder = RunFolder.create(out)
-        try:
-            folder.write_json("config.json", self.config.to_json())
-        except BaseException:
-            if not was_there:
-                with suppress(OSError):
-                    folder.path.rmdir()
-            raise
-        return folder
+        return RunFolder.begin(out, self.config.to_json())
 
     def _features(self, make: MakeFeatures, ready: _Prepared, folder: RunFolder) -> TasksFeatures:
         built, seed = ready.built, self.config.settings.seed
@@ -275,15 +256,6 @@ def _save_model(folder: RunFolder, ready: _Prepared, trained: HeadsResult) -> No
 def _as_epoch(row: HeadEpoch) -> EpochRow:
     assert row.accuracy is not None, "every task has classes to validate on"
     return EpochRow(row.head, row.epoch, row.epochs, row.loss, row.accuracy, row.seconds)
-
-
-def _left_out(bad: Mapping[Path, str]) -> list[str]:
-    if not bad:
-        return []
-    first = next(iter(bad))
-    if len(bad) == 1:
-        return [f"1 image could not be read and was left out: {first}"]
-    return [f"{len(bad)} images could not be read and were left out, {first} for example"]
 
 
 def _some(tasks: list[str]) -> str:
