@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frostline.checkpoint.stored import dtype_name
 from frostline.errors import name_some, printable
 from frostline.fast.features import Extractor, Place
 
@@ -83,7 +82,7 @@ class CacheKey:
         return {
             "identity": dict(self.identity),
             "entries": dict(self.entries),
-            "places": [{"name": p.name, "shape": list(p.shape), "dtype": dtype_name(p.dtype)} for p in self.places],
+            "places": [place.to_json() for place in self.places],
             "rows": self.rows,
             "preprocessing": self.preprocessing,
             "dtype": self.dtype,

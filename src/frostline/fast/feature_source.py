@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import DataError, ModelError
-from frostline.fast.features import Features
+from frostline.fast.features import Features, filled_up
 from frostline.norms.untouched import untouched
 
 # Narrower features are widened: heads train in at least this.
@@ -131,8 +131,7 @@ def features_of(trunk: nn.Module, inputs: Tensor | Iterable[Tensor], *, rows: in
                 raise DataError(f"features_of: a chunk has {count} samples, and rows={rows}\n  fix: rows={count}")
             if not count:
                 continue
-            padding = [chunk[-1:].expand(rows - count, *chunk.shape[1:])] if count < rows else []
-            given: Any = root(torch.cat([chunk, *padding]).to(device))
+            given: Any = root(filled_up(chunk, rows).to(device))
             parts.append(tuple(each[:count].cpu() for each in _checked(given, rows)))
     if not parts:
         raise DataError("features_of: there are no inputs\n  fix: at least one sample")

@@ -81,3 +81,16 @@ class Extractor(Protocol):
     def __call__(self, inputs: Any) -> Features:
         """Compute the features of a batch of any number of samples; the first dimension of each is the sample."""
         ...
+
+
+def filled_up(part: Tensor, rows: int) -> Tensor:
+    """So many samples: copies of the last one are added to those there are.
+
+    Kernels may choose another way for another number of samples; with always the same one, a sample has the same bits.
+
+    Example:
+        >>> filled_up(torch.tensor([[1.0], [2.0]]), 4).flatten().tolist()
+        [1.0, 2.0, 2.0, 2.0]
+    """
+    missing = rows - len(part)
+    return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part

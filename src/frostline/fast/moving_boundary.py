@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset, default_collate
 
 from frostline.errors import NoPrefix
@@ -21,10 +21,11 @@ from frostline.fast.cache_reports import duration, size
 from frostline.fast.feature_cache import FeatureCache
 from frostline.fast.prefix import Prefix
 from frostline.fast.prefix_plan import ROWS, plan
+from frostline.fast.views import epoch_of
 from frostline.state import names
 
 # Below, keeping features is not worth the reading and writing.
-_WORTH = 1.2
+WORTH = 1.2
 
 
 class MovingBoundary:
@@ -129,7 +130,7 @@ class MovingBoundary:
             return self.cache.view(epoch - 1)
         tell = getattr(self._dataset, "set_epoch", None)
         if tell is not None:
-            tell((epoch - 1) % self._views + 1)
+            tell(epoch_of((epoch - 1) % self._views))
         return self._dataset
 
     def outputs(self, inputs: Any, *, through: Callable[..., Any] | None = None) -> Any:
@@ -143,14 +144,14 @@ class MovingBoundary:
             return (self._model if through is None else through)(inputs)
         if self.cache is None:
             inputs = self.prefix(inputs)
-        return self.prefix.rest((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), through=through)
+        return self.prefix.rest(inputs, through=through)
 
     def _follow(self, prefix: Prefix, epochs: int) -> str:
         """Keep the features of a boundary, if that is worth it; says what was done."""
         count = len(self._dataset)
         of = f"{count:,} x {self._views} features"
         used = epochs / self._views
-        if used < _WORTH:
+        if used < WORTH:
             return f"no cache, because {of} would be used {used:.1f} times each"
         folder = self._folder / re.sub(r"\W+", "-", _at(prefix)).strip("-")
         cache = FeatureCache(folder, prefix, self._dataset, views=self._views, **self._options)

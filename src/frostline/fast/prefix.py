@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-import xxhash
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from frostline.checkpoint.tensor_writer import combined_digest
 from frostline.errors import FastError, ShortcutDiffers
 from frostline.fast.cut import Cut, Shape
-from frostline.fast.features import Features, Place
+from frostline.fast.features import Features, Place, filled_up
 from frostline.fast.replay import run_prefix, run_rest
 from frostline.fast.variants import PLAIN, Variant, derive
 from frostline.norms.untouched import random_state_kept
@@ -61,7 +61,7 @@ class Prefix:
         self._running = derive(root, cut, variant)
         self.steady = False
         self.differences: tuple[float, ...] = (0.0,) * len(cut.places)
-        self._entries = digest_all({p: t for p, t in inventory(root).tensors.items() if p in set(cut.entries)})
+        self._entries = self._digests()
         self._probe: str | None = None
 
     @property
@@ -82,10 +82,11 @@ class Prefix:
         are no tensors, for torch and its kernels, and for the processor.
         """
         if self._probe is None:
-            self._probe = _combined(map(digest, self._compute(self._cut.made_up(_PROBED, self.device))))
-        lines = [f"{path} {mark}" for path, mark in sorted(self._entries.items())]
+            features = self._compute(self._cut.made_up(_PROBED, self.device))
+            named = dict(zip((place.name for place in self.places), features, strict=True))
+            self._probe = combined_digest(digest_all(named))
         return {
-            "weights": _combined(lines),
+            "weights": combined_digest(self._entries),
             "boundary": ", ".join(map(str, self.places)),
             "variant": str(self.variant),
             "rows": str(self.rows),
@@ -110,19 +111,25 @@ class Prefix:
         parts = [self._chunk(leaves, start, samples) for start in range(0, samples, self.rows)]
         return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
-    def rest(self, features: Features, *, through: Callable[..., Any] | None = None) -> Any:
+    def rest(self, features: Tensor | Sequence[Tensor], *, through: Callable[..., Any] | None = None) -> Any:
         """What the model itself returns for features, in its mode, with the graph of what trains.
 
         Args:
-            features: as the prefix gives them, for any number of samples.
+            features: as the prefix gives them, for any number of samples; where there is one place, it may be the
+                tensor itself, as loaders of cached features give it.
             through: what is called in place of the model: a wrapper of it, such as ``DistributedDataParallel``.
         """
-        return run_rest(self._root, self._cut, features, through)
+        several = (features,) if isinstance(features, Tensor) else tuple(features)
+        return run_rest(self._root, self._cut, several, through)
 
     def unchanged(self) -> bool:
         """Whether what the prefix reads is still what it was when the prefix was made."""
+        return self._entries == self._digests()
+
+    def _digests(self) -> dict[str, str]:
+        """Path of each tensor that the prefix reads to its digest now."""
         tensors = inventory(self._root).tensors
-        return self._entries == digest_all({p: tensors[p] for p in self._entries if p in tensors})
+        return digest_all({path: tensors[path] for path in self._cut.entries if path in tensors})
 
     def check(
         self, *args: Any, tolerance: float | None = None, turned: bool = True, **kwargs: Any
@@ -154,7 +161,7 @@ class Prefix:
         if self.variant == PLAIN:
             plain, allowed = self._of_the_model(leaves), 0.0
         else:
-            plain = Prefix(self._root, self._cut, rows=samples)._compute(leaves)
+            plain = self._run(self._root, PLAIN, leaves)
             allowed = self.variant.tolerance(self._root, self._cut) if tolerance is None else tolerance
         self.differences = tuple(map(_difference, own, plain))
         for place, one, other, far in zip(self.places, own, plain, self.differences, strict=True):
@@ -204,22 +211,20 @@ class Prefix:
         return [change(leaf) if _varies(each) else leaf for each, leaf in zip(self._cut.arguments, leaves, strict=True)]
 
     def _chunk(self, leaves: list[Any], start: int, samples: int) -> Features:
-        chunk = self._each(leaves, lambda leaf: self._filled(leaf[start : start + self.rows]))
+        chunk = self._each(leaves, lambda leaf: filled_up(leaf[start : start + self.rows].to(self.device), self.rows))
         return tuple(each[: min(self.rows, samples - start)] for each in self._compute(chunk))
 
-    def _filled(self, part: Tensor) -> Tensor:
-        """As many samples as a chunk has: copies of the last one are added."""
-        part, missing = part.to(self.device), self.rows - len(part)
-        return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-
     def _compute(self, chunk: list[Any]) -> Features:
-        kind = self.device.type
-        narrow = self.variant.autocast
+        return self._run(self._running, self.variant, chunk)
+
+    def _run(self, running: nn.Module, variant: Variant, chunk: list[Any]) -> Features:
+        """What a variant gives for a chunk: by the model, or by the copy that it has."""
+        kind, narrow = self.device.type, variant.autocast
         cast = torch.autocast(kind, dtype=narrow) if narrow else torch.autocast(kind, enabled=False)
-        if self.variant.channels_last:
+        if variant.channels_last:
             chunk = [_channels_last(leaf) for leaf in chunk]
-        with random_state_kept(), torch.no_grad(), _modes(self._running, self._cut.training), cast:
-            features = run_prefix(self._running, self._cut, chunk)
+        with random_state_kept(), torch.no_grad(), _modes(running, self._cut.training), cast:
+            features = run_prefix(running, self._cut, chunk)
         return tuple(
             each.detach().to(place.dtype).contiguous() for place, each in zip(self.places, features, strict=True)
         )
@@ -254,7 +259,3 @@ def _difference(one: Tensor, other: Tensor) -> float:
         return 0.0 if torch.equal(one, other) else float("inf")
     size = float(other.abs().max())
     return float((one - other).abs().max()) / size if size else float((one - other).abs().max())
-
-
-def _combined(marks: Iterable[str]) -> str:
-    return xxhash.xxh3_128_hexdigest("\n".join(marks).encode())

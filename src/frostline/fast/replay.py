@@ -8,6 +8,7 @@ concerned.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -58,7 +59,7 @@ class _Done(BaseException):
     """All that is wanted has been computed. No error, so that no handler of the model's own catches it."""
 
 
-class _Run:
+class _Run(ABC):
     def __init__(self, cut: Cut) -> None:
         self.cut = cut
         self.counts: Counter[str] = Counter()
@@ -68,8 +69,9 @@ class _Run:
         self.counts[path] += 1
         return self.replaced(key, forward, args, kwargs)
 
+    @abstractmethod
     def replaced(self, key: Key, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError
+        """What a call returns in this run."""
 
 
 class _PrefixRun(_Run):
