@@ -20,7 +20,7 @@ def mix_seed(*parts: int) -> int:
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
-    return mixed % 2**64
+    return mixed % 2**63
 
 
 def order_of(size: int, seed: int, epoch: int) -> Tensor:
