@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 
 from frostline.finetune.loop import EpochSampler
-from frostline.runs.seeds import drops_last, mix_seed, order_of
+from frostline.runs.seeds import drops_last, hashed_seed, mix_seed, order_of
 
 
 def test_neighbours_give_unlike_seeds_and_the_order_of_the_numbers_counts():
@@ -18,6 +20,13 @@ def test_a_seed_is_the_same_in_every_version():
     assert mix_seed(0) == 7960286522194355700
     assert mix_seed(7, 2, 3) == 6551540871056681541
     assert mix_seed(2**64 - 1, 3) == 7495913118739840152
+
+
+def test_hashed_seeds_of_neighbours_are_unlike_and_the_same_in_every_version():
+    assert len({hashed_seed(0, epoch, index) for epoch in range(30) for index in range(30)}) == 900
+    # What augmented the images of earlier versions.
+    digest = hashlib.blake2b(b"3,1,7", digest_size=8).digest()
+    assert hashed_seed(3, 1, 7) == int.from_bytes(digest, "little")
 
 
 def test_the_order_is_the_one_of_the_training_loop():

@@ -5,7 +5,6 @@ Knows datasets and random generators; knows nothing of features or files.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from frostline.errors import CacheError
 from frostline.fast.sample_parts import digest_of, form_of, leaves
+from frostline.runs.seeds import hashed_seed
 from frostline.state.digest import digest_value
 
 Randomness: TypeAlias = Literal["none", "epochs", "unseeded"]
@@ -209,8 +209,7 @@ def seed_generators(seed: int, view: int, index: int) -> None:
         ...     print(torch.equal(first, torch.rand(1)))
         True
     """
-    # A hash, because sums and products of the three make neighbouring views share their augmentation.
-    value = int.from_bytes(hashlib.blake2b(f"{seed},{view},{index}".encode(), digest_size=8).digest(), "little")
+    value = hashed_seed(seed, view, index)
     # torch.manual_seed would seed the generators of devices too, which are not brought back.
     torch.default_generator.manual_seed(value >> 1)
     np.random.seed(value & 0xFFFFFFFF)

@@ -6,7 +6,6 @@ Knows files and pixels; knows nothing of models or training. The layout is ``tra
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset
 from frostline.compat import import_torchvision
 from frostline.errors import CorruptData, DataError, MissingExtra, name_some
 from frostline.extras import require
+from frostline.runs.seeds import hashed_seed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -171,7 +171,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             ) from error
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed CUDA's generators too, which fork_rng is told to leave alone.
-            torch.default_generator.manual_seed(_sample_seed(self.seed, self.epoch, index % len(self.samples)))
+            seed = hashed_seed(self.seed, self.epoch, index % len(self.samples))
+            torch.default_generator.manual_seed(seed >> 1)
             return self.transform(image), label
 
 
@@ -373,9 +374,3 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"the folder {folder} cannot be listed: {error.strerror}\n  fix: make it readable") from error
-
-
-def _sample_seed(seed: int, epoch: int, index: int) -> int:
-    # A hash, because sums and products of the three make neighbouring epochs share their augmentation.
-    digest = hashlib.blake2b(f"{seed},{epoch},{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
