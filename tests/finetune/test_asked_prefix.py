@@ -1,8 +1,6 @@
-"""The prefix that settings ask for, and where features go."""
+"""The prefix that settings ask for."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ import frostline as fl
 from frostline.errors import ShortcutDiffers
 from frostline.fast import Prefix
 from frostline.finetune import FinetuneConfig
-from frostline.finetune.asked_prefix import asked_prefix, features_place
+from frostline.finetune.asked_prefix import asked_prefix
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -39,9 +37,3 @@ def test_it_is_proven(monkeypatch) -> None:
     monkeypatch.setattr(Prefix, "check", differs)
     with pytest.raises(ShortcutDiffers):
         asked_prefix(found(), X, FinetuneConfig(), rows=2)
-
-
-def test_features_of_a_run_are_its_own_and_those_of_a_folder_are_not() -> None:
-    run = Path("run")
-    assert features_place(FinetuneConfig(), run) == (run / "features", run / "features")
-    assert features_place(FinetuneConfig(cache="kept"), run) == (Path("kept"), None)

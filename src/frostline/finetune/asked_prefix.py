@@ -1,8 +1,6 @@
-"""The frozen prefix that the settings of a run ask for, proven on samples; and where its features are kept."""
+"""The frozen prefix that the settings of a run ask for, proven on samples."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,16 +30,3 @@ def asked_prefix(found: PrefixPlan, samples: Tensor, config: FinetuneConfig, *, 
     prefix = found.prefix(*words, autocast=narrow, rows=rows)
     prefix.check(samples)
     return prefix
-
-
-def features_place(config: FinetuneConfig, folder: Path) -> tuple[Path, Path | None]:
-    """Where features are kept, and what is to be removed when the run is done, if anything.
-
-    Example:
-        >>> features_place(FinetuneConfig(cache="kept"), Path("run"))[1] is None
-        True
-        >>> features_place(FinetuneConfig(), Path("run"))[1].name
-        'features'
-    """
-    own = folder / "features" if config.cache is None else None
-    return own or Path(str(config.cache)), own

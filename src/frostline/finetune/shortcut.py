@@ -20,7 +20,8 @@ from frostline.errors import CacheError, NoPrefix, ShortcutDiffers, StorageFull,
 from frostline.fast import FeatureCache, Prefix, plan
 from frostline.fast.moving_boundary import WORTH
 from frostline.fast.views import epoch_of
-from frostline.finetune.asked_prefix import CHECKED, asked_prefix, features_place
+from frostline.finetune.asked_cache import asked_cache, features_place
+from frostline.finetune.asked_prefix import CHECKED, asked_prefix
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
@@ -188,9 +189,8 @@ def shortcut_for(
     if not config.use_cache or accelerator.num_processes > 1 or (gain < WORTH and config.cache is None):
         return alone
     place, own = features_place(config, folder)
-    shared: dict[str, Any] = {"workers": config.workers, "seed": config.seed, "rebuild": config.rebuild_cache}
-    train = FeatureCache(place / "train", prefix, phase.train, views=views, positions="same", **shared)
-    val = FeatureCache(place / "val", prefix, phase.val, positions="same", **shared)
+    train = asked_cache(place / "train", prefix, phase.train, config, views)
+    val = asked_cache(place / "val", prefix, phase.val, config)
     estimates = train.estimate(), val.estimate()
     told = f"{_size(phase.train):,} x {views} + {_size(phase.val):,} features of the frozen prefix"
     needed = sum(each.missing_bytes for each in estimates)

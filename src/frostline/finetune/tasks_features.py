@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from frostline.errors import ModelError, NoPrefix, ShortcutDiffers, name_some
-from frostline.fast import FeatureCache, Prefix, plan
+from frostline.fast import Prefix, plan
 from frostline.fast.heads import Given
-from frostline.finetune.asked_prefix import CHECKED, asked_prefix, features_place
+from frostline.finetune.asked_cache import asked_cache, features_place
+from frostline.finetune.asked_prefix import CHECKED, asked_prefix
 from frostline.finetune.config import ConfigError
 from frostline.finetune.image_folder import ImageDataset
 from frostline.finetune.progress import Progress
@@ -82,12 +83,11 @@ def features_for(
             parts = [prefix(images.to(prefix.device))[0].cpu() for images, _ in loader]
             return TasksFeatures((torch.cat(parts),))
         place, own = features_place(settings, folder)
-        shared: dict[str, Any] = {"workers": settings.workers, "rebuild": settings.rebuild_cache}
-        val = FeatureCache(place / "val", prefix, plain, **shared)
+        val = asked_cache(place / "val", prefix, plain, settings)
         caches = [val]
         if settings.views is not None:
             views = min(settings.views, settings.epochs)
-            caches.insert(0, FeatureCache(place / "train", prefix, augmented, views=views, positions="same", **shared))
+            caches.insert(0, asked_cache(place / "train", prefix, augmented, settings, views))
         for cache in caches:
             cache.fill(progress.say, progress.features, lambda batches: spent.waits("loading", batches))
     train = caches[0]
