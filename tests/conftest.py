@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
+
+# Several processes that each take all cores hold each other up; torch reads this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -15,6 +20,11 @@ collect_ignore_glob = ["doctor/scripts/*"]
 # again. To look for new examples: --hypothesis-profile=default.
 settings.register_profile("frostline", derandomize=True, deadline=None)
 settings.load_profile("frostline")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """The whole suite takes all cores; a few tests that were named run in this process, where a debugger works."""
+    return None if config.args_source is config.ArgsSource.TESTPATHS else 0
 
 
 @pytest.fixture(autouse=True)

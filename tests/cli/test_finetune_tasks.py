@@ -47,7 +47,9 @@ def test_it_tells_what_became_of_each_head(command: Any, given: list[object], bo
     # Torchvision's own warning comes once in a process.
     assert all(line.startswith("warning: torchvision's compiled operators") for line in done.err.splitlines())
     lines = done.out.splitlines()
-    assert lines[1] == "training 2 heads side by side: 2 epochs"
+    assert lines[1].startswith("features of 12 samples: ")
+    assert lines[1].index(", all to compute, ") < lines[1].index(" free, limit ")
+    assert lines[2] == "training 2 heads side by side: 2 epochs"
     heading = next(line for line in lines if line.startswith("head "))
     assert heading.split()[:5] == ["head", "classes", "train", "val", "accuracy"]
     assert [line.split()[0] for line in lines if "all epochs" in line] == ["kind", "even"]
