@@ -10,7 +10,9 @@
     ├── SnapshotError (ValueError)        a snapshot cannot be compared, restored or read
     ├── FreezeError (RuntimeError)
     │   ├── CannotFreeze                  a part cannot be held, and why
+    │   ├── CannotThaw                    a part cannot begin to train as things are, and why
     │   ├── FrozenStateMoved              held state is not what it was; carries ``diff``
+    │   ├── RanksDiffer                   processes do not hold the same; carries ``comparison``
     │   └── HoldReleased                  the hold no longer holds anything
     ├── NormsError (RuntimeError)         anything about normalization statistics
     │   ├── NoStatistics                  there is nothing to estimate, split or convert
@@ -18,6 +20,7 @@
     │   ├── DomainError                   a domain is unknown, missing or has no samples
     │   └── CannotConvert                 a layer cannot be turned into what was asked for
     ├── MissingExtra (ImportError)        an optional dependency is not installed
+    │   └── UnsupportedVersion            it is older than what is supported; the range is named
     ├── ScriptError (ValueError)          a script cannot be run
     ├── ModelError (ValueError)           a model cannot be built or does not fit its task
     ├── DataError (ValueError)            a data folder cannot be used
@@ -46,6 +49,7 @@
     ├── TiedAcrossBoundary                a held tensor is also used outside what is held
     ├── RandomStart                       a part is held that was never trained
     ├── NotConverted                      a layer was left as it was: converting it would lose what it does
+    ├── UntestedVersion                   a framework is newer than what was tested
     └── TorchvisionWithoutOperators       torchvision runs without its compiled operators
 
 Every message says what was asked, what was found, where (a dotted path or a file) and the narrow fix.
@@ -116,6 +120,27 @@ class FrozenStateMoved(FreezeError):
         return type(self), (str(self), self.diff)
 
 
+class CannotThaw(FreezeError):
+    """A part of the model cannot begin to train as things are: what exchanges gradients would not know of it."""
+
+
+class RanksDiffer(FreezeError):
+    """The processes of a distributed run do not hold the same.
+
+    Attributes:
+        comparison: what each of them holds, as a value of :mod:`frostline.freezing`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, comparison: Any = None) -> None:
+        super().__init__(message)
+        self.comparison = comparison
+
+    def __reduce__(self) -> tuple[type[RanksDiffer], tuple[str, Any]]:
+        return type(self), (str(self), self.comparison)
+
+
 class HoldReleased(FreezeError):
     """The hold was released, or its model no longer exists."""
 
@@ -144,6 +169,10 @@ class CannotConvert(NormsError):
 
 class MissingExtra(FrostlineError, ImportError):
     """An optional dependency is not installed; the message says how to install it."""
+
+
+class UnsupportedVersion(MissingExtra):
+    """A framework is older than what this library works with; the message names the range."""
 
 
 class ScriptError(FrostlineError, ValueError):
@@ -283,6 +312,10 @@ class NotConverted(FrostlineWarning):
 
 class RandomStart(FrostlineWarning):
     """A part is held that has random weights."""
+
+
+class UntestedVersion(FrostlineWarning):
+    """A framework is newer than what this library was tested with."""
 
 
 class TorchvisionWithoutOperators(FrostlineWarning):
