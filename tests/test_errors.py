@@ -80,6 +80,8 @@ def test_exit_codes() -> None:
     codes = {name: cls.exit_code for name, cls in CLASSES.items() if issubclass(cls, FrostlineError)}
     not_two = {
         "FrozenStateMoved": 1,
+        "RanksDiffer": 1,
+        "FindingsFound": 1,
         "CorruptData": 3,
         "ShortcutDiffers": 1,
         "CorruptBaseline": 3,

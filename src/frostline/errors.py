@@ -33,6 +33,7 @@
     │   └── InnerLoopDiverged             adapting to a task blew up; carries ``report``
     ├── MetaError (ValueError)            a few-shot learner and its tasks do not go together
     │   └── PolicyError                   no such statistics policy, or none that this model can have
+    ├── FindingsFound (RuntimeError)      a run was to end where the doctor finds mistakes; carries ``findings``
     ├── BaselineError (ValueError)        a file of known findings cannot be used
     │   └── CorruptBaseline               it cannot be read
     ├── FastError (RuntimeError)          a shortcut cannot be taken
@@ -48,6 +49,7 @@
     FrostlineWarning (UserWarning)
     ├── TiedAcrossBoundary                a held tensor is also used outside what is held
     ├── RandomStart                       a part is held that was never trained
+    ├── HeldAnew                          held parameters were re-created, and are held again
     ├── NotConverted                      a layer was left as it was: converting it would lose what it does
     ├── UntestedVersion                   a framework is newer than what was tested
     └── TorchvisionWithoutOperators       torchvision runs without its compiled operators
@@ -242,6 +244,23 @@ class PolicyError(MetaError):
     """A statistics policy does not exist, or is none that this model can have."""
 
 
+class FindingsFound(FrostlineError, RuntimeError):
+    """A run was to end where the doctor finds mistakes, and it did.
+
+    Attributes:
+        findings: the mistakes, as values of :mod:`frostline.findings`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, findings: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings)
+
+    def __reduce__(self) -> tuple[type[FindingsFound], tuple[str, tuple[Any, ...]]]:
+        return type(self), (str(self), self.findings)
+
+
 class BaselineError(FrostlineError, ValueError):
     """A file of known findings is missing, damaged or of another version."""
 
@@ -316,6 +335,10 @@ class RandomStart(FrostlineWarning):
 
 class UntestedVersion(FrostlineWarning):
     """A framework is newer than what this library was tested with."""
+
+
+class HeldAnew(FrostlineWarning):
+    """Something re-created parameters after they were frozen; they are held again from then on."""
 
 
 class TorchvisionWithoutOperators(FrostlineWarning):

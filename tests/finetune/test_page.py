@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from frostline.finetune.certificate import certify, held_rows
+from frostline.finetune.certificate import certify
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.page import run_page, spent_bars, time_spent
 from frostline.report import RunPage
 from frostline.state.changes import StateDiff
+from frostline.state.held_rows import held_rows
 from frostline.state.snapshot import snapshot
 from frostline.tasks import Isolation, TaskModel, train_task
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from frostline.fast.head_task import HeadTask
 from frostline.fast.heads import train_heads
-from frostline.finetune.certificate import held_rows
 from frostline.finetune.label_file import TaskData
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.tasks_page import MOST_DRAWN, tasks_page
 from frostline.report import RunPage, render_run
+from frostline.state.held_rows import held_rows
 from frostline.state.snapshot import snapshot
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))

@@ -4,29 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from frostline.state.inventory import SCHEMA_VERSION, TENSOR_KINDS
-from frostline.state.snapshot import Snapshot, snapshot
+from frostline.state.snapshot import Snapshot
 from frostline.tasks.isolation import IsolationReport
-
-
-def held_rows(before: Snapshot, model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Path to what the entry was, what it is, and whether the two are equal; digests for tensors, values for flags.
-
-    Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> held_rows(snapshot(layer), layer)["training"]
-        {'before': True, 'after': True, 'equal': True}
-    """
-    after = snapshot(model)
-    rows: dict[str, dict[str, Any]] = {}
-    for path, record in before.items():
-        now = after.get(path)
-        mark = None if now is None else now.mark
-        same = now is not None and (now.mark, now.dtype, now.shape) == (record.mark, record.dtype, record.shape)
-        rows[path] = {"before": record.mark, "after": mark, "equal": same}
-    return rows
 
 
 def tensors_of(before: Snapshot) -> Snapshot:
@@ -44,7 +24,7 @@ def certify(
     """The certificate as JSON-ready values: what was held, what of it moved, what the heads say, and the naive twin.
 
     Args:
-        rows: from :func:`held_rows`.
+        rows: from :func:`~frostline.state.held_rows.held_rows`.
         report: the heads on the probe, before and after.
         naive: the same for the naive loop, where it was run.
     """

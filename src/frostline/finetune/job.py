@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from frostline.errors import MissingExtra, TrainingDiverged
 from frostline.extras import require
-from frostline.finetune.certificate import certify, held_rows
+from frostline.finetune.certificate import certify
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.digits_problem import digits_problem
 from frostline.finetune.folder_problem import folder_problem
@@ -33,6 +33,7 @@ from frostline.runs.run_folder import RunFolder, free_folder
 from frostline.runs.time_spent import TimeSpent
 from frostline.runs.training_state import pack, unpack_model
 from frostline.state.changes import StateDiff
+from frostline.state.held_rows import held_rows
 from frostline.state.snapshot import snapshot
 from frostline.tasks.isolation import IsolationReport
 from frostline.tasks.training import train_task

@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from frostline.finetune.certificate import held_rows, tensors_of
+from frostline.finetune.certificate import tensors_of
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.loop import fit
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
+from frostline.state.held_rows import held_rows
 from frostline.state.snapshot import Snapshot, snapshot
 from frostline.tasks.isolation import Isolation, IsolationReport
 from frostline.tasks.task_model import TaskModel

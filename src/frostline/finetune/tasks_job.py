@@ -17,7 +17,6 @@ from frostline.fast.head_run import HeadEpoch
 from frostline.fast.head_task import HeadTask
 from frostline.fast.heads import train_heads
 from frostline.fast.heads_result import HeadsResult
-from frostline.finetune.certificate import held_rows
 from frostline.finetune.classifier import BuiltModel, check_width, split_head
 from frostline.finetune.config import ConfigError
 from frostline.finetune.folder_problem import build, start
@@ -36,6 +35,7 @@ from frostline.runs.device import pick_device
 from frostline.runs.run_folder import RunFolder, free_folder
 from frostline.runs.time_spent import TimeSpent
 from frostline.state import names
+from frostline.state.held_rows import held_rows
 from frostline.state.inventory import inventory
 from frostline.state.snapshot import Snapshot, snapshot
 

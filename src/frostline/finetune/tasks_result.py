@@ -62,7 +62,7 @@ def certify_tasks(
     """The certificate as JSON-ready values: the trunk's digests before and after, and the heads' isolation.
 
     Args:
-        rows: what was held of the trunk, from :func:`~frostline.finetune.certificate.held_rows`.
+        rows: what was held of the trunk, from :func:`~frostline.state.held_rows.held_rows`.
         tasks: name to its classes and samples.
         trained: what became of the heads.
     """

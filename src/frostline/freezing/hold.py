@@ -20,7 +20,7 @@ from frostline.freezing.handlers import Handler
 from frostline.freezing.mode_lock import is_locked
 from frostline.freezing.plan import FreezePlan, Level, plan_freeze, plan_selection, warn_of_ties
 from frostline.freezing.probe import probe as run_probe
-from frostline.freezing.step_guard import Place, StepGuard
+from frostline.freezing.step_guard import Place, StepGuard, as_optimizers
 from frostline.state import names
 from frostline.state.changes import Change, StateDiff
 from frostline.state.selection import Selector, exactly, select
@@ -200,6 +200,25 @@ class Hold:
             raise
         drop_gradients(plan)
 
+    def guard(self, *optimizers: Optimizer) -> None:
+        """Let optimizers that were made after the freeze drop the gradients of what is held before each step.
+
+        What ``freeze(optimizer=...)`` does for those that were there; wrappers of them are looked through.
+
+        Args:
+            *optimizers: torch optimizers; one that is guarded already stays so.
+
+        Raises:
+            HoldReleased: nothing is held any more.
+            FreezeError: something else was passed.
+        """
+        root = self._live_root("guard")
+        found = as_optimizers(optimizers)
+        if self._guard is not None:
+            self._guard.guard(found)
+        elif found and self._parameters:
+            self._guard = StepGuard([_place(root, path) for path in self._parameters], found)
+
     def __str__(self) -> str:
         root = self._root()
         if root is None or not self._paths:
@@ -245,8 +264,7 @@ class Hold:
             self._forget()
             raise
         drop_gradients(plan)
-        if optimizers and plan.parameters:
-            self._guard = StepGuard([_place(plan.root, path) for path in plan.parameters], optimizers)
+        self.guard(*optimizers)
 
     def _keep_plan(self, plan: FreezePlan) -> None:
         reference = record_entries(plan.held_entries(), values="buffers")

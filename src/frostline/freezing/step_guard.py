@@ -34,7 +34,15 @@ class StepGuard:
         self._places = [(weakref.ref(module), name) for module, name in places]
         self._handles: list[Any] = []
         self._kept: list[tuple[nn.Parameter, Tensor]] = []
+        self._guarded: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.guard(optimizers)
+
+    def guard(self, optimizers: Iterable[Optimizer]) -> None:
+        """Guard the steps of these too; one that is guarded already stays so."""
         for optimizer in optimizers:
+            if optimizer in self._guarded:
+                continue
+            self._guarded.add(optimizer)
             self._handles.append(optimizer.register_step_pre_hook(self))
             if isinstance(optimizer, LBFGS):
                 self._handles.append(optimizer.register_step_post_hook(self._after))
