@@ -187,16 +187,22 @@ class FreezeRun:
         if not anew:
             return
         thawed = [path for path in anew if now[path].requires_grad]
+        rows = [row for hold in self.holds for row in hold.diff().moved if row.kind == "parameter"]
+        others = sorted({row.path for row in rows} & set(anew))
         for hold in self.holds:
             hold.refresh()
         self._model = weakref.ref(model)
         self._remember(model)
         self._anew += anew
         lost = f"; {len(thawed)} of them would have trained" if thawed else ""
+        values = (
+            f"  {len(others)} of them hold other values than before, or a shard of them: {name_some(others)}"
+            if others
+            else "  their values are equal to the bit"
+        )
         warnings.warn(
             f"{len(anew)} held parameters were re-created after they were frozen, and are held again{lost}: "
-            f"{name_some(thawed or anew)}\n"
-            "  what they were before cannot be compared with what they are; from here on they are verified",
+            f"{name_some(thawed or anew)}\n{values}",
             HeldAnew,
             stacklevel=4,
         )
