@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from frostline.attach.instance_method import InstanceMethod, install, uninstall
+from frostline.errors import CannotFreeze
 from frostline.norms.layers import has_running_statistics
+
+# What torch.nn.parallel.replicate calls on each module.
+_REPLICATE = "_replicate_for_data_parallel"
 
 
 @runtime_checkable
@@ -91,6 +95,21 @@ class _KeptForward(InstanceMethod[nn.Module]):
             return type(module).forward(module, *args, **kwargs)
 
 
+class _NoReplica(InstanceMethod[nn.Module]):
+    """Stands in for what DataParallel copies a module with.
+
+    A replica shares the replaced forward, and would run the original module with its tensors: of another device, and in
+    several threads at once, one of which takes the other's copies for the tensors themselves.
+    """
+
+    def __call__(self) -> nn.Module:
+        raise CannotFreeze(
+            f"DataParallel: a {type(self.module).__name__} is held that writes its own tensors in forward, and a "
+            "replica would write to those of the original.\n"
+            "  fix: DistributedDataParallel, in which each process has a model of its own; or thaw that layer"
+        )
+
+
 @contextmanager
 def _lent_copies(module: nn.Module) -> Generator[None, None, None]:
     """Within, the module and all below it own copies of their tensors; afterwards the tensors themselves, untouched."""
@@ -103,7 +122,8 @@ def _lent_copies(module: nn.Module) -> Generator[None, None, None]:
                 for name, tensor in table.items():
                     if isinstance(tensor, nn.Parameter):
                         if not tensor.requires_grad:
-                            table[name] = nn.Parameter(tensor.detach().clone(), requires_grad=False)
+                            # Not wrapped in a Parameter, which torch.compile cannot make without breaking the graph.
+                            table[name] = tensor.detach().clone()
                     elif tensor is not None:
                         table[name] = tensor.clone()
         yield
@@ -128,13 +148,14 @@ class KeepTensors:
         # With its flag flipped to False an instance norm writes its buffers in eval mode, unlike a batch norm.
         return isinstance(module, _InstanceNorm) and has_running_statistics(module) and not module.track_running_stats
 
-    def attach(self, module: nn.Module) -> object | None:
-        """Wrap the forward of this one module."""
-        return install(module, "forward", _KeptForward(module))
+    def attach(self, module: nn.Module) -> tuple[object | None, object | None]:
+        """Wrap the forward of this one module, and refuse to be copied by ``nn.DataParallel``."""
+        return install(module, "forward", _KeptForward(module)), install(module, _REPLICATE, _NoReplica(module))
 
-    def detach(self, module: nn.Module, before: object | None) -> None:
+    def detach(self, module: nn.Module, before: tuple[object | None, object | None]) -> None:
         """Take the wrapper out."""
-        uninstall(module, "forward", _KeptForward, before)
+        uninstall(module, "forward", _KeptForward, before[0])
+        uninstall(module, _REPLICATE, _NoReplica, before[1])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import LBFGS, Optimizer
 
 from frostline.attach.inner_optimizer import inner_optimizer
@@ -47,6 +48,10 @@ class StepGuard:
             if isinstance(optimizer, LBFGS):
                 self._handles.append(optimizer.register_step_post_hook(self._after))
 
+    # A compiled step runs hooks too. They are bookkeeping, which changes from step to step: traced, it would be traced
+    # again and again. Unlike torch.compiler.disable this decorator does not import the compiler, nor does it cost a
+    # graph break: torch breaks the graph before it calls hooks.
+    @_disable_dynamo
     def __call__(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -93,6 +98,7 @@ class StepGuard:
             if parameter.grad is not None:
                 parameter.grad = None
 
+    @_disable_dynamo
     def _after(self, *_: Any) -> None:
         self._put_back()
         self._kept = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from frostline.errors import ModelError, name_some
@@ -268,6 +269,8 @@ class Unfreezing:
         else:
             counts.bad += 1
 
+    # As in the step guard: a compiled step would trace these, and anew with each count.
+    @_disable_dynamo
     def _before_step(self, *_: Any) -> None:
         self._put_back()
         self._in_step = True
@@ -280,6 +283,7 @@ class Unfreezing:
                     # A tensor, which compiled and capturable optimizers have, is replaced too, not written to.
                     group["lr"] = group["lr"] * factor
 
+    @_disable_dynamo
     def _after_step(self, *_: Any) -> None:
         self._put_back()
         # A class that calls the step of the class it is made from calls the hooks for each of them: it is one step.
