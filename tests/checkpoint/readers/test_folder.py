@@ -77,10 +77,9 @@ def test_a_count_of_shards_that_nobody_can_mean(tmp_path: Path):
         read_contents(tmp_path)
 
 
-def test_a_folder_of_torch_distributed_checkpoint_is_named(tmp_path: Path):
-    (tmp_path / ".metadata").write_bytes(b"x")
+def test_files_of_torch_distributed_checkpoint_without_their_index(tmp_path: Path):
     (tmp_path / "__0_0.distcp").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"format_utils\.dcp_to_torch_save\(folder, file\) makes a file of it"):
+    with pytest.raises(CheckpointError, match=r"holds 1 files of torch\.distributed\.checkpoint, and no \.metadata"):
         read_contents(tmp_path)
 
 

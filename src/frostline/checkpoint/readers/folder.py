@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from frostline.checkpoint.readers.distributed import INDEX_FILE, SHARD_SUFFIX
 from frostline.checkpoint.readers.refusals import LOCAL, shown, unreadable
 from frostline.checkpoint.readers.sharded import ShardSet, missing
 from frostline.errors import CheckpointError, name_some
@@ -16,7 +17,8 @@ from frostline.errors import CheckpointError, name_some
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt"})
 INDEX = ".index.json"
-DISTRIBUTED = ".metadata"
+# Lightning writes what is no tensor into this file beside the shards.
+_BESIDE_DISTRIBUTED = ("meta.pt",)
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 
 
@@ -27,7 +29,7 @@ def find_in_folder(folder: Path) -> Path | ShardSet:
         folder: where to look; folders in it are not looked into.
 
     Returns:
-        A file, or shards that have no index.
+        A file, which may be the index of a folder of ``torch.distributed.checkpoint``; or shards that have no index.
 
     Raises:
         CheckpointError: there is none, there are several, or shards are missing.
@@ -36,6 +38,16 @@ def find_in_folder(folder: Path) -> Path | ShardSet:
         files = {entry.name: entry for entry in sorted(folder.iterdir()) if not entry.is_dir()}
     except OSError as error:
         raise unreadable(folder, error) from error
+    shards = [name for name in files if name.endswith(SHARD_SUFFIX)]
+    if INDEX_FILE in files and (shards or len(files) == 1):
+        rivals = [name for name in files if Path(name).suffix in SUFFIXES and name not in _BESIDE_DISTRIBUTED]
+        return files[_only(folder, [INDEX_FILE, *rivals])]
+    if shards:
+        raise CheckpointError(
+            f"{shown(folder)} holds {len(shards)} files of torch.distributed.checkpoint, and no {INDEX_FILE}\n"
+            f"  found: {name_some(shards)}\n"
+            f"  fix: a checkpoint whose saving came to its end, which writes {INDEX_FILE} last; or copy that file too"
+        )
     for candidates in (
         [name for name in files if name.endswith(INDEX)],
         [name for name in PREFERRED if name in files],
@@ -56,13 +68,8 @@ def find_in_folder(folder: Path) -> Path | ShardSet:
             absent = [name for name in _numbered(stem, count, suffix, len(names)) if name not in files]
             raise missing(folder, [folder / name for name in absent], of=count)
         return ShardSet(folder, tuple(files[name] for name in names))
-    if DISTRIBUTED in files and not sets and not others:
-        raise CheckpointError(
-            f"{shown(folder)} is a folder of torch.distributed.checkpoint, which holds no files of tensors\n"
-            "  fix: torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, file) makes a file of it"
-        )
-    shards = [name for names in sets.values() for name in names]
-    return files[_only(folder, [*others, *shards])]
+    numbered = [name for names in sets.values() for name in names]
+    return files[_only(folder, [*others, *numbered])]
 
 
 def _numbered(stem: str, count: int, suffix: str, there: int) -> list[str]:
@@ -74,7 +81,7 @@ def _only(folder: Path, candidates: list[str]) -> str:
     if not candidates:
         raise CheckpointError(
             f"the folder {shown(folder)} holds no checkpoint\n"
-            f"  expected: one file of {', '.join(sorted(SUFFIXES))}, or *{INDEX}\n  {LOCAL}"
+            f"  expected: one file of {', '.join(sorted(SUFFIXES))}, or *{INDEX}, or {INDEX_FILE}\n  {LOCAL}"
         )
     if len(candidates) > 1:
         raise CheckpointError(

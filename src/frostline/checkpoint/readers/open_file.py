@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from frostline.checkpoint.readers.contents import Contents
+from frostline.checkpoint.readers.distributed import INDEX_FILE, SHARD_SUFFIX, read_distributed, refuse_shard
 from frostline.checkpoint.readers.folder import find_in_folder
 from frostline.checkpoint.readers.pickle_data import BadPickle, read_pickle
 from frostline.checkpoint.readers.pickle_names import Names, Opaque
@@ -37,7 +38,7 @@ def read_contents(path: str | os.PathLike[str], *, allow_pickle: bool = False) -
 
     Args:
         path: a file of safetensors or torch, an index of shards (``*.index.json``), or a folder that holds one
-            checkpoint.
+            checkpoint, that of ``torch.distributed.checkpoint`` too.
         allow_pickle: run the code that a pickle names, if it cannot be read without. That code can do anything.
 
     Returns:
@@ -72,6 +73,10 @@ def read_contents(path: str | os.PathLike[str], *, allow_pickle: bool = False) -
 
 
 def _read_file(path: Path, allow_pickle: bool, *, index: bool = True) -> Contents:
+    if path.name == INDEX_FILE:
+        return read_distributed(path.parent)
+    if path.suffix == SHARD_SUFFIX:
+        raise refuse_shard(path)
     source = SourceFile(path)
     if not source.size:
         raise CorruptCheckpoint(f"the checkpoint {shown(path)} is empty (0 bytes)\n  {AGAIN}")

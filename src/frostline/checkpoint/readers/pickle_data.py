@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
-from frostline.checkpoint.readers.pickle_names import Damaged, Names, Opaque
+from frostline.checkpoint.readers.pickle_names import Damaged, Names, Opaque, Record
 
 # Numbers of more bytes are no numbers of a checkpoint, and turning one into decimals takes the square of its length.
 _LONGEST_NUMBER = 256
@@ -374,7 +374,12 @@ def _add(target: object, items: list[Any]) -> None:
 
 
 def _build(target: object, state: object) -> None:
-    """Attributes: those of a state dict say which versions its modules have; all others are left out."""
+    """Attributes: those of a state dict say which versions its modules have, those of a record are its fields.
+
+    All others are left out.
+    """
+    if type(target) is Record:
+        target.state = state
     if type(target) is OrderedDict and isinstance(state, dict):
         metadata = cast("dict[object, object]", state).get("_metadata")
         if metadata is not None:

@@ -56,6 +56,21 @@ class Global(Opaque):
     build: Callable[[tuple[Any, ...]], object] | None = None
 
 
+@dataclass(eq=False)
+class Record:
+    """An object of a type whose fields are wanted: what the pickle gave it, as data. No code of the type is run.
+
+    Attributes:
+        name: of its type, dotted.
+        arguments: what it was made with.
+        state: what it was given afterwards, usually its fields under their names.
+    """
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
+
 class Names:
     """Looks names up, and keeps a list of those for which the file must be refused.
 

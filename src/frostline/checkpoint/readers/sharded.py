@@ -76,13 +76,13 @@ def read_index(source: SourceFile) -> ShardSet:
     folder = source.path.parent
     shards: dict[str, Path] = {}
     for name in named.values():
-        if not isinstance(name, str) or not _is_plain(name):
+        if not isinstance(name, str) or not is_plain_name(name):
             raise CorruptCheckpoint(
                 f"the index {shown(source.path)} names a shard that is not a file beside it\n"
                 f"  found: {shown(str(name))[:200]}\n  fix: names of files without folders"
             )
         shards[name] = folder / name
-    _check_there(source.path, list(shards.values()))
+    check_there(source.path, list(shards.values()))
     assigned = {tensor: shards[cast("str", shard)] for tensor, shard in named.items()}
     return ShardSet(source.path, tuple(shards.values()), assigned, source.path)
 
@@ -142,12 +142,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _is_plain(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether a name is that of a file beside the index, on any system."""
     return bool(name) and name not in {".", ".."} and not set(name) & set("/\\:\0")
 
 
-def _check_there(index: Path, shards: list[Path]) -> None:
+def check_there(index: Path, shards: list[Path]) -> None:
+    """See that shards are files.
+
+    Raises:
+        CheckpointError: one is none, or is not there; all that are not are named.
+    """
     absent: list[Path] = []
     for shard in shards:
         try:

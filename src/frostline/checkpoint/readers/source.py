@@ -55,7 +55,7 @@ class SourceFile:
         self.size = seen.st_size
 
     @contextmanager
-    def open(self) -> Generator[io.FileIO, None, None]:
+    def open(self) -> Generator[io.RawIOBase, None, None]:
         """Open the file for some reads, after which it must still be the file that was first seen.
 
         Raises:
@@ -74,7 +74,7 @@ class SourceFile:
             yield file
             self._compare(handle)
 
-    def read(self, file: io.FileIO, position: int, length: int) -> bytes:
+    def read(self, file: io.RawIOBase, position: int, length: int) -> bytes:
         """Some bytes; fewer only where the file ends.
 
         Raises:
@@ -83,7 +83,7 @@ class SourceFile:
         length = max(0, min(length, self.size - position))  # memory is set aside for all that is asked for
         try:
             file.seek(position)
-            content = file.read(length)
+            content = file.read(length) or b""
             while len(content) < length:  # a single call gives at most 2 GiB
                 more = file.read(length - len(content))
                 if not more:
@@ -93,7 +93,7 @@ class SourceFile:
             raise unreadable(self.path, error) from error
         return content
 
-    def fill(self, file: io.FileIO, position: int, flat: Tensor) -> None:
+    def fill(self, file: io.RawIOBase, position: int, flat: Tensor) -> None:
         """Read as many bytes as a flat ``uint8`` tensor has into it.
 
         Raises:
@@ -143,7 +143,7 @@ class Extent:
         self._crc = crc
         self._unchecked = crc != 0
 
-    def begin(self, file: io.FileIO) -> int:  # noqa: ARG002 - for runs whose beginning stands in the file
+    def begin(self, file: io.RawIOBase) -> int:  # noqa: ARG002 - for runs whose beginning stands in the file
         """Where the run begins in the file."""
         return self._start
 
@@ -215,7 +215,7 @@ class Extent:
             )
         self._unchecked = False
 
-    def _check(self, file: io.FileIO, begin: int) -> None:
+    def _check(self, file: io.RawIOBase, begin: int) -> None:
         buffer = torch.empty(min(_PIECE, self.length), dtype=torch.uint8)
         crc = 0
         for start in range(0, self.length, _PIECE):

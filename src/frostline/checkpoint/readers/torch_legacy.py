@@ -138,7 +138,7 @@ def _read_pickles(
     return values[3], values[4], end
 
 
-def _lay(source: SourceFile, file: io.FileIO, keys: object, runs: dict[str, _Run], position: int) -> None:
+def _lay(source: SourceFile, file: io.RawIOBase, keys: object, runs: dict[str, _Run], position: int) -> None:
     """Find where each storage begins."""
     if type(keys) is not list:
         raise cut_short(source.path, source.size, "no list of storages")

@@ -6,6 +6,7 @@ that run code, where the user has asked for that.
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections import OrderedDict
@@ -40,12 +41,15 @@ def read_whole(source: SourceFile, *, allow_pickle: bool) -> object:
     try:
         with (
             warnings.catch_warnings(),
-            source.open(),  # notes whether the file changes meanwhile
-            source.path.open("rb") as file,
+            source.open() as file,  # notes whether the file changes meanwhile
         ):
             # About protocols, about quantized tensors as such, and whatever the code of the file has to say.
             warnings.simplefilter("ignore")
-            loaded: object = torch.load(file, map_location="cpu", weights_only=not allow_pickle)
+            buffered = io.BufferedReader(file)
+            try:
+                loaded: object = torch.load(buffered, map_location="cpu", weights_only=not allow_pickle)
+            finally:
+                buffered.detach()  # it would close the file, which is looked at once more
     except MemoryError as error:
         raise CheckpointError(f"{shown(source.path)}: there is no memory to load it whole") from error
     except FrostlineError:

@@ -46,7 +46,7 @@ class _Record(Extent):
         self._header = info.header_offset
         self._limit = limit
 
-    def begin(self, file: io.FileIO) -> int:
+    def begin(self, file: io.RawIOBase) -> int:
         if not self._start:
             head = self.source.read(file, self._header, _HEADER.size)
             if len(head) < _HEADER.size or not head.startswith(ZIP_MAGIC):
