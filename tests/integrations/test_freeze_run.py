@@ -95,7 +95,7 @@ def test_a_schedule_is_held_before_optimizers_are_made_and_thawed_in_its_time():
     report = run.end()
     assert [(each.epoch, each.parts) for each in report.unfrozen] == [(1, ("1",)), (2, ("0",))]
     assert report.held == {}
-    assert "unfrozen after epoch 2: 0" in str(report)
+    assert "unfrozen after epoch 2, step 4: 0" in str(report)
 
 
 def test_what_the_schedule_names_is_left_to_it_and_the_rest_stays():
@@ -152,6 +152,84 @@ def test_a_run_goes_on_where_another_stood():
     assert not model[0][0].weight.requires_grad
     assert epoch(second, model, optimizer) == ["0"]
     assert [each.epoch for each in second.end().unfrozen] == [1, 3]
+
+
+class TestResumed:
+    """Weights were loaded after the run began, so that what it held then says nothing of them."""
+
+    schedule = Unfreeze((Stage(("1",), Epoch(1)),))
+
+    def saved(self) -> tuple[dict, dict]:
+        run = FreezeRun(("0",), schedule=self.schedule)
+        model, optimizer = begun(run)
+        epoch(run, model, optimizer)
+        state, weights = json.loads(json.dumps(run.state_dict())), {k: v.clone() for k, v in model.state_dict().items()}
+        run.end()
+        return state, weights
+
+    def resumed(self, state: dict, weights: dict) -> FreezeRun:
+        run = FreezeRun(("0",), schedule=self.schedule)
+        torch.manual_seed(1)
+        self.model = nn.Sequential(
+            nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+            nn.Sequential(nn.Linear(4, 4), nn.Dropout()),
+            nn.Linear(4, 2),
+        )
+        run.begin(self.model)
+        self.model.load_state_dict(weights)
+        run.load_state_dict(state)
+        run.join(self.model, [optimizer_of(self.model)])
+        return run
+
+    def test_another_start_is_no_matter(self):
+        run = self.resumed(*self.saved())
+        assert (run.epochs, run.waits_for_metric) == (1, False)
+        assert self.model[1][0].weight.requires_grad
+        assert not run.end().moved
+
+    def test_without_the_state_it_is_held_to_be_moved(self):
+        run = FreezeRun(("0",))
+        model = build()
+        run.begin(model)
+        model[0][0].weight.data.add_(1)
+        with pytest.raises(FrozenStateMoved):
+            run.join(model, [optimizer_of(model)])
+        run.abandon()
+
+    @pytest.mark.parametrize("entry", ["0.0.weight", "0.1.running_mean"])
+    def test_a_checkpoint_that_has_other_values_is_named(self, entry: str):
+        state, weights = self.saved()
+        weights[entry] += 1
+        with pytest.raises(FrozenStateMoved, match=rf"1 of 7 held entries .* checkpoint's run held: {entry}") as caught:
+            self.resumed(state, weights)
+        assert caught.value.diff.paths == [entry]
+
+    def test_a_schedule_that_is_gone_is_refused(self):
+        state, _ = self.saved()
+        run = FreezeRun(("0",))
+        begun(run)
+        with pytest.raises(ModelError, match="this one has none"):
+            run.load_state_dict(state)
+        run.end()
+
+    def test_a_state_of_another_version_is_refused(self):
+        with pytest.raises(ModelError, match="version 7"):
+            FreezeRun(("0",)).load_state_dict({"schema_version": 7})
+
+
+def test_what_the_schedule_has_may_be_left_free_until_the_optimizer_is_made():
+    run = FreezeRun(schedule=Unfreeze((Stage(("0",), Step(1)),)))
+    model = build()
+    run.begin(model, ahead="lasting")
+    assert run.running
+    assert all(p.requires_grad for p in model.parameters())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    run.join(model, [optimizer])
+    assert not model[0][0].weight.requires_grad
+    step(model, optimizer)
+    assert model[0][0].weight.requires_grad
+    assert [(each.epoch, each.step) for each in run.end().unfrozen] == [(0, 1)]
+    assert not run.running
 
 
 def test_the_state_of_another_schedule_is_refused():
@@ -330,6 +408,6 @@ def test_the_report_is_written_whole(tmp_path):
     read = json.loads(path.read_text())
     assert read == report.to_json()
     assert read["schema_version"] == 1
-    assert read["unfrozen"] == [{"epoch": 1, "parts": ["1"]}]
+    assert read["unfrozen"] == [{"epoch": 1, "step": 2, "parts": ["1"]}]
     assert "&lt;" not in report._repr_html_()
     assert "equal to the bit" in report._repr_html_()

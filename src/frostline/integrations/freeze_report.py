@@ -21,10 +21,12 @@ class Unfrozen:
 
     Attributes:
         epoch: after how many epochs.
+        step: after how many steps of the optimizer.
         parts: as the schedule names them.
     """
 
     epoch: int
+    step: int
     parts: tuple[str, ...]
 
 
@@ -53,7 +55,7 @@ class FreezeReport:
             "schema_version": SCHEMA_VERSION,
             "held": {path: dict(row) for path, row in self.held.items()},
             "moved": list(self.moved),
-            "unfrozen": [{"epoch": each.epoch, "parts": list(each.parts)} for each in self.unfrozen],
+            "unfrozen": [{"epoch": each.epoch, "step": each.step, "parts": list(each.parts)} for each in self.unfrozen],
             "anew": list(self.anew),
             "verified": self.verified,
         }
@@ -72,7 +74,9 @@ class FreezeReport:
         lines = [f"{still:,} of {len(self.held):,} held state entries are equal to the bit"]
         if self.moved:
             lines.append(f"moved: {name_some(self.moved, rest='report.moved')}")
-        lines += [f"unfrozen after epoch {each.epoch}: {name_some(each.parts)}" for each in self.unfrozen]
+        lines += [
+            f"unfrozen after epoch {each.epoch}, step {each.step}: {name_some(each.parts)}" for each in self.unfrozen
+        ]
         if self.anew:
             lines.append(f"re-created by the strategy, held again: {name_some(self.anew, rest='report.anew')}")
         return "\n".join(lines)

@@ -8,19 +8,22 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
 
 import frostline as fl
-from frostline.errors import CannotFreeze, HeldAnew, NothingSelected, name_some
+from frostline.errors import CannotFreeze, HeldAnew, ModelError, NothingSelected, name_some
 from frostline.freezing import Handler, Hold
 from frostline.integrations.freeze_report import FreezeReport, Unfrozen
-from frostline.optim import Unfreeze, Unfreezing
+from frostline.integrations.held_marks import check_marks, held_marks
+from frostline.optim import Plateau, Unfreeze, Unfreezing
 from frostline.state import Selector, exactly, held_rows, select
 
+SCHEMA_VERSION = 1
 Schedule: TypeAlias = "Unfreeze | Callable[[nn.Module], Unfreeze]"
+Ahead: TypeAlias = Literal["everything", "lasting"]
 
 
 class FreezeRun:
@@ -81,15 +84,15 @@ class FreezeRun:
         self._made: Unfreeze | None = None
         self._parameters: dict[str, weakref.ref[nn.Parameter]] = {}
         self._pending: Mapping[str, Any] | None = None
-        self._unfrozen: list[Unfrozen] = []
         self._anew: list[str] = []
         self._verified = 0
         self._epochs = 0
+        self._joined = False
 
     @property
     def running(self) -> bool:
         """Whether it has begun and not ended."""
-        return self._base is not None or self._waiting is not None or self._unfreezing is not None
+        return self._model is not _nothing
 
     @property
     def holds(self) -> list[Hold]:
@@ -107,10 +110,27 @@ class FreezeRun:
         """Whether anything begins to train later."""
         return self._schedule is not None
 
-    def begin(self, model: nn.Module) -> None:
+    @property
+    def epochs(self) -> int:
+        """How many epochs were counted."""
+        return self._epochs
+
+    @property
+    def waits_for_metric(self) -> bool:
+        """Whether what comes next comes by a metric, which :meth:`epoch_end` has to be given then."""
+        stages = () if self._made is None else self._made.stages
+        done = len(self._unfrozen())
+        return done < len(stages) and isinstance(stages[done].at, Plateau)
+
+    def begin(self, model: nn.Module, *, ahead: Ahead = "everything") -> None:
         """Hold everything: also what the schedule will let train, because wrappers and optimizers are made after this.
 
         Either all of it is held, or, on an error, nothing.
+
+        Args:
+            model: the model, without the framework's wrappers.
+            ahead: ``"lasting"`` leaves what the schedule has to :meth:`join`, for a framework that makes its optimizer
+                of what requires gradients, and whose wrappers do not mind.
 
         Raises:
             NothingSelected: a selector or a stage names what the model does not have; nearest paths are named.
@@ -126,7 +146,7 @@ class FreezeRun:
         try:
             if self._selectors:
                 self._base = self._hold_rest(model, later)
-            if later:
+            if later and ahead == "everything":
                 self._waiting = fl.freeze(model, *later)
         except BaseException:
             self._release()
@@ -158,28 +178,36 @@ class FreezeRun:
             model: the model, without the framework's wrappers.
             optimizers: those that train it; exactly one where there is a schedule.
 
+        Where a state was loaded before this, the model's weights were too: then held state is compared with what that
+        state says of it, not with what it was when the run began.
+
         Raises:
-            FrozenStateMoved: held state is not what it was when the run began.
-            ModelError: the optimizer lacks what the schedule will let train.
+            FrozenStateMoved: held state is not what it was.
+            ModelError: the optimizer lacks what the schedule will let train; or a state that was loaded is of another
+                schedule.
 
         Warns:
             HeldAnew: parameters were re-created, and are held again.
         """
         self._take_in_anew(model)
-        self.verify()
+        if self._pending is None:
+            self.verify()
         optimizers = list(optimizers)
         for hold in self.holds:
             hold.guard(*optimizers)
-        if self._made is None or not self._made.stages:
-            return
-        self._unfreezing = Unfreezing(self._made, model, optimizers if len(optimizers) != 1 else optimizers[0])  # type: ignore[arg-type]
+        if self._made is not None and self._made.stages:
+            self._begin_schedule(self._made, model, optimizers)
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._go_on(pending)
+        self._joined = True
+
+    def _begin_schedule(self, schedule: Unfreeze, model: nn.Module, optimizers: list[Optimizer]) -> None:
+        self._unfreezing = Unfreezing(schedule, model, optimizers if len(optimizers) != 1 else optimizers[0])  # type: ignore[arg-type]
         if self._waiting is not None:
             # The schedule holds the same parts by itself by now.
             self._waiting.thaw()
             self._waiting = None
-        if self._pending is not None:
-            self._unfreezing.load_state_dict(self._pending)
-            self._pending = None
 
     def _take_in_anew(self, model: nn.Module) -> None:
         now = dict(model.named_parameters())
@@ -222,9 +250,18 @@ class FreezeRun:
         """
         unfrozen = [] if self._unfreezing is None else self._unfreezing.epoch_end(metric)
         self._epochs += 1
-        if unfrozen:
-            self._unfrozen.append(Unfrozen(self._epochs, tuple(unfrozen)))
         return unfrozen
+
+    def _unfrozen(self) -> list[Unfrozen]:
+        """What has begun to train: also by a count of steps, which the optimizer's own hooks see."""
+        if self._unfreezing is None:
+            return []
+        begun = self._unfreezing.state_dict()["begun"]
+        stages = self._unfreezing.schedule.stages[: len(begun)]
+        return [
+            Unfrozen(each["epoch"], each["step"], tuple(p if isinstance(p, str) else repr(p) for p in stage.parts))
+            for each, stage in zip(begun, stages, strict=True)
+        ]
 
     def verify(self, what: Any = "everything") -> None:
         """Prove that what is held has not moved.
@@ -249,7 +286,7 @@ class FreezeRun:
                 rows |= held_rows(hold.reference, model)  # type: ignore[arg-type]
                 moved += [path for path in hold.diff().paths if path not in moved]
         finally:
-            report = FreezeReport(rows, tuple(moved), tuple(self._unfrozen), tuple(self._anew), self._verified)
+            report = FreezeReport(rows, tuple(moved), tuple(self._unfrozen()), tuple(self._anew), self._verified)
             self._release()
             self._forget()
         return report
@@ -266,27 +303,44 @@ class FreezeRun:
             hold.thaw()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands, as plain values that JSON can hold."""
+        """Where the run stands and what it holds, as plain values that JSON can hold."""
         return {
+            "schema_version": SCHEMA_VERSION,
             "epochs": self._epochs,
-            "unfrozen": [{"epoch": each.epoch, "parts": list(each.parts)} for each in self._unfrozen],
+            "held": held_marks(self.holds),
             "schedule": None if self._unfreezing is None else self._unfreezing.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run stood; before :meth:`join` it is kept until then.
+        """Go on where another run stood, after the model's weights were loaded; before :meth:`join` it is kept for it.
 
         Raises:
-            ModelError: the state is of another schedule.
+            ModelError: the state is of another schedule or version.
+            FrozenStateMoved: what is held now is not what the state says was held.
         """
-        self._epochs = int(state["epochs"])
-        self._unfrozen = [Unfrozen(each["epoch"], tuple(each["parts"])) for each in state["unfrozen"]]
-        if state["schedule"] is None:
-            return
-        if self._unfreezing is None:
-            self._pending = state["schedule"]
+        if state.get("schema_version") != SCHEMA_VERSION:
+            raise ModelError(
+                f"Freeze: the state is of version {state.get('schema_version')!r}, this one reads {SCHEMA_VERSION}\n"
+                "  fix: the version of Frostline that wrote it"
+            )
+        if self._joined:
+            self._go_on(state)
         else:
+            self._pending = state
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        if self._unfreezing is not None and state["schedule"] is not None:
             self._unfreezing.load_state_dict(state["schedule"])
+        elif state["schedule"] is not None:
+            raise ModelError(
+                "Freeze: the state is of a run with a schedule, and this one has none\n"
+                "  fix: the schedule that the run began with"
+            )
+        for hold in self.holds:
+            hold.refresh()
+        check_marks(state["held"], self.holds)
+        self._epochs = int(state["epochs"])
+        self._verified += 1
 
 
 def _exact(model: nn.Module, parts: Sequence[Selector]) -> list[str]:
