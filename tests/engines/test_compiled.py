@@ -181,7 +181,7 @@ def test_a_compiled_step_is_guarded_and_counted(make_net, batches, order):
     """Hooks run in a compiled step too, and are not traced: a count would be traced anew at each step."""
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    step = torch.compile(optimizer.step, backend="eager")
 
     def backward(x):
         net.train()
@@ -210,7 +210,7 @@ def test_a_compiled_step_is_guarded_and_counted(make_net, batches, order):
 def test_momentum_moves_what_is_frozen_by_hand_in_a_compiled_step(make_net, batches):
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    step = torch.compile(optimizer.step, backend="eager")
     net(batches[0]).square().mean().backward()
     step()
     net.stem.requires_grad_(False)

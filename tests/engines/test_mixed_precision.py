@@ -47,9 +47,7 @@ def scaled_step(net, optimizer, scaler, x, *, half=torch.bfloat16, infinite=Fals
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 class TestSkippedSteps:
-    def test_held_entries_are_equal_through_them(
-        self, make_net, batches, bytes_of, moved, name, clip, device, half
-    ):
+    def test_held_entries_are_equal_through_them(self, make_net, batches, bytes_of, moved, name, clip, device, half):
         net = make_net().to(device)
         optimizer = OPTIMIZERS[name](net.parameters())
         scaler = torch.amp.GradScaler(device, init_scale=8.0, growth_interval=1000)
