@@ -1,4 +1,4 @@
-"""Holds that are found in a model: on a copy, or after loading."""
+"""Holds that are found in a model: on a copy, after loading, or to be compared with those of other processes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 from frostline.attach.ledger import ledger_of
 from frostline.freezing.grips import tokens_on
 from frostline.freezing.hold import Hold
-from frostline.freezing.plan import Level, plan_selection
+from frostline.freezing.plan import FreezePlan, Level, plan_selection
 from frostline.state import names
-from frostline.state.selection import Selection, exactly
+from frostline.state.selection import Selection, Selector, exactly
 
 
 def holds_on(model: nn.Module) -> list[Hold]:
@@ -40,7 +40,33 @@ def holds_on(model: nn.Module) -> list[Hold]:
     return [_found(root, token, cast("Level", level)) for token, level in tokens_on(root).items()]
 
 
+def levels_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every state entry that is held, with the levels of the holds on it; only reads, and digests nothing.
+
+    Example:
+        >>> from frostline import freeze
+        >>> model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+        >>> hold = freeze(model, "1")
+        >>> levels_of(model)
+        {'1.training': ('state',), '1.p': ('state',)}
+    """
+    root = names.unwrap(model)
+    found: dict[str, set[str]] = {}
+    for token, level in tokens_on(root).items():
+        for path in _plan_of(root, token, cast("Level", level))[0].paths:
+            found.setdefault(path, set()).add(level)
+    return {path: tuple(sorted(levels)) for path, levels in found.items()}
+
+
 def _found(root: nn.Module, token: str, level: Level) -> Hold:
+    plan, selectors = _plan_of(root, token, level)
+    hold = Hold(plan, selectors, {}, token=token)
+    hold._keep_plan(plan)
+    return hold
+
+
+def _plan_of(root: nn.Module, token: str, level: Level) -> tuple[FreezePlan, tuple[Selector, ...]]:
+    """What a hold has, as a plan, and the selectors that name it."""
     modules: dict[str, nn.Module] = {}
     parameters: dict[str, nn.Parameter] = {}
     for path, module in root.named_modules(remove_duplicate=False):
@@ -56,6 +82,4 @@ def _found(root: nn.Module, token: str, level: Level) -> Hold:
     buffers = {p: b for p, b in root.named_buffers(remove_duplicate=False) if names.parent(p) in modules}
     alone = tuple(p for p in parameters if names.parent(p) not in modules)
     plan = plan_selection(Selection(root, modules, parameters, buffers, alone), level, {})
-    hold = Hold(plan, tuple(exactly(path) for path in [*modules, *alone]), {}, token=token)
-    hold._keep_plan(plan)
-    return hold
+    return plan, tuple(exactly(path) for path in [*modules, *alone])

@@ -73,6 +73,27 @@ def _grip_parameter(parameter: nn.Parameter, places: list[tuple[str, nn.Module, 
     parameter.requires_grad_(False)
 
 
+def freed_by(root: nn.Module, token: str, parameters: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
+    """The parameters that would begin to train if a hold let go of these, or of all that it has; only reads."""
+    wanted = None if parameters is None else set(parameters)
+    freed: dict[str, nn.Parameter] = {}
+    for places in owners(root).values():
+        if wanted is not None and not any(path in wanted for path, _, _ in places):
+            continue
+        ledgers = [(ledger_of(owner), name) for _, owner, name in places]
+        held = [ledger.gradients[name] for ledger, name in ledgers if ledger and name in ledger.gradients]
+        if (
+            any(token in each.tokens for each in held)
+            and held[0].before
+            and not any(e.tokens.keys() - {token} for e in held)
+        ):
+            path, owner, name = places[0]
+            parameter = owner._parameters[name]
+            if parameter is not None:
+                freed[path] = parameter
+    return freed
+
+
 def drop_gradients(plan: FreezePlan) -> None:
     """Clear the gradients of what is held: the one thing that could not be taken back, so it is done last."""
     for parameter in plan.parameters.values():

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from frostline.attach.ledger import ledger_of
 from frostline.errors import CannotFreeze, FrozenStateMoved, HoldReleased, NothingSelected, name_some
 from frostline.findings import Finding, Safety, Severity
-from frostline.freezing.grips import drop_gradients, grip, release
+from frostline.freezing.grips import drop_gradients, freed_by, grip, release
 from frostline.freezing.handlers import Handler
+from frostline.freezing.live_wrappers import refuse_freeze, refuse_thaw, several_processes
 from frostline.freezing.mode_lock import is_locked
 from frostline.freezing.plan import FreezePlan, Level, plan_freeze, plan_selection, warn_of_ties
 from frostline.freezing.probe import probe as run_probe
@@ -118,7 +119,7 @@ class Hold:
             )
         return diff
 
-    def thaw(self, *selectors: Selector) -> None:
+    def thaw(self, *selectors: Selector, allow_unsynced_gradients: bool = False) -> None:
         """Release the hold, or a part of it; a second time does nothing.
 
         Modes, ``requires_grad``, dropout rates and observer switches become what they were before the first hold on
@@ -127,9 +128,13 @@ class Hold:
 
         Args:
             *selectors: the part to release; none releases everything.
+            allow_unsynced_gradients: thaw also what a live DistributedDataParallel would exchange no gradients of; for
+                the end of training.
 
         Raises:
             NothingSelected: a selector matches nothing that this hold holds.
+            CannotThaw: on several processes, a live DistributedDataParallel would exchange no gradients of what is
+                released; :func:`~frostline.freezing.rewrap` thaws and wraps anew. Nothing is released then.
             CannotFreeze: single statistics of a norm layer would be left, which cannot be held without the layer.
 
         Warns:
@@ -139,7 +144,10 @@ class Hold:
         if root is None or not self._paths:
             self._forget()
             return
+        looks = not allow_unsynced_gradients and several_processes()
         if not selectors:
+            if looks:
+                refuse_thaw(root, freed_by(root, self.token))
             release(root, self.token)
             self._forget()
             return
@@ -153,19 +161,22 @@ class Hold:
                 f"  held: {name_some([str(f) for f in names.fold(self._paths)], rest='hold.paths')}"
             )
         if plan is None or not kept:
-            self.thaw()
+            self.thaw(allow_unsynced_gradients=allow_unsynced_gradients)
             return
-        warn_of_ties(finding for finding in plan.findings if finding not in self.findings)
         # By object: what is still held under another name is not released.
         modules = {id(m) for m in [*plan.locked.values(), *(m for m, _ in plan.handled.values())]}
         parameters = {id(p) for p in plan.parameters.values()}
         by_path: dict[str, object] = dict(root.named_modules(remove_duplicate=False))
         by_path |= root.named_parameters(remove_duplicate=False)
+        released = [p for p in self._parameters if id(by_path.get(p)) not in parameters]
+        if looks:
+            refuse_thaw(root, freed_by(root, self.token, released))
+        warn_of_ties(finding for finding in plan.findings if finding not in self.findings)
         release(
             root,
             self.token,
             modules=[p for p in self._modules if id(by_path.get(p)) not in modules],
-            parameters=[p for p in self._parameters if id(by_path.get(p)) not in parameters],
+            parameters=released,
         )
         self._selectors = remaining
         reference = Snapshot({p: r for p, r in self.reference.items() if p in kept})
@@ -190,6 +201,7 @@ class Hold:
         """
         root = self._live_root("refresh")
         plan = plan_freeze(root, *self._selectors, level=self.level, handlers=self._handlers)
+        refuse_freeze(plan)
         new_modules = [p for p in plan.gripped if not self._is_on(root.get_submodule(p))]
         new_parameters = [p for p in plan.parameters if not self._is_on(*_place(root, p))]
         try:

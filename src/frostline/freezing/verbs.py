@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from frostline.errors import CannotFreeze, name_some
 from frostline.freezing.handlers import Handler
 from frostline.freezing.hold import Hold
+from frostline.freezing.live_wrappers import refuse_freeze
 from frostline.freezing.plan import FreezePlan, Level, Lock, plan_freeze, warn_of_ties
 from frostline.freezing.step_guard import as_optimizers
 from frostline.state.selection import Selector, exactly, select
@@ -57,7 +58,8 @@ def freeze(
     Raises:
         NothingSelected: a selector matches nothing; the nearest paths are named.
         CannotFreeze: a lazy module, a batch norm without running statistics, a ``GraphModule`` that should be locked
-            hard, or state that the probe saw moving.
+            hard, state that the probe saw moving, or, on several processes, parameters whose gradients a live
+            DistributedDataParallel waits for; :func:`~frostline.freezing.rewrap` freezes and wraps anew.
         CannotDigest: a held tensor has no bytes (meta device).
 
     Warns:
@@ -80,6 +82,7 @@ def freeze(
     plan = plan_freeze(model, *selectors, level=level, handlers=handlers)
     if lock == "hard":
         _refuse_graph_modules(plan)
+    refuse_freeze(plan)
     by_path = tuple(path for selector in selectors for path in _by_path(plan.root, selector))
     # Before anything is done: where warnings are errors, this one has to leave the model as it was.
     warn_of_ties(plan.findings)
@@ -115,6 +118,7 @@ def frozen(
 
     Raises:
         FrozenStateMoved: at the end, if something that was held moved.
+        CannotThaw: at the end, as for :meth:`Hold.thaw`; an error of the block itself comes first.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
@@ -125,12 +129,14 @@ def frozen(
         True
     """
     hold = freeze(model, *selectors, level=level, optimizer=optimizer, lock=lock, probe=probe, handlers=handlers)
+    unfinished = True
     try:
         yield hold
         if not hold.released:
             hold.verify()
+        unfinished = False
     finally:
-        hold.thaw()
+        hold.thaw(allow_unsynced_gradients=unfinished)
 
 
 def _by_path(root: nn.Module, selector: Selector) -> tuple[Selector, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from frostline.errors import ModelError, SelectionError, name_some, printable
+from frostline.errors import CannotThaw, ModelError, SelectionError, name_some, printable
+from frostline.freezing.live_wrappers import not_exchanged
 from frostline.optim.groups import title_of
 from frostline.optim.steppable import not_held, refuse_parallel, the_one
 from frostline.optim.unfreeze import Stage
@@ -29,8 +30,24 @@ def refuse_wrapped(model: nn.Module) -> None:
     refuse_parallel(
         model,
         "Unfreezing: DistributedDataParallel exchanges gradients of what required them when it was made, and says "
-        "nothing of others\n  fix: unfreeze on the module inside, and wrap it anew after each stage",
+        "nothing of others\n  fix: unfreeze on the module inside, and wrap it anew after each stage: ddp = "
+        "frostline.freezing.rewrap(ddp, unfreezing.epoch_end)",
     )
+
+
+def refuse_inside_steps(stage: Stage, model: nn.Module, part: Selection) -> None:
+    """Refuse a stage that begins within a step, where a live wrapper would exchange no gradients of it.
+
+    Raises:
+        CannotThaw: there is such a wrapper; nothing can be wrapped anew within a step.
+    """
+    if not_exchanged(model, part.parameters):
+        raise CannotThaw(
+            f"Unfreezing: {name_some(names_in(stage))} would begin to train within a step ({stage.at!r}), and "
+            "DistributedDataParallel, which was made without it, would exchange none of its gradients.\n"
+            "  fix: Epoch(...) instead, and ddp = frostline.freezing.rewrap(ddp, unfreezing.epoch_end); or wrap with "
+            "find_unused_parameters=True before the schedule is attached"
+        )
 
 
 def the_scheduled_one(optimizer: Optimizer) -> Optimizer:

@@ -10,17 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from frostline.errors import ModelError, name_some
+from frostline.errors import CannotThaw, ModelError, name_some
 from frostline.freezing.hold import Hold
 from frostline.freezing.verbs import freeze
-from frostline.optim.schedule_fit import check_apart, check_same, groups_of, names_in, refuse_wrapped, the_scheduled_one
+from frostline.optim.schedule_fit import (
+    check_apart,
+    check_same,
+    groups_of,
+    names_in,
+    refuse_inside_steps,
+    refuse_wrapped,
+    the_scheduled_one,
+)
 from frostline.optim.unfreeze import Epoch, Plateau, Stage, Step, Unfreeze
 from frostline.state import names
 from frostline.state.selection import exactly, select
@@ -57,6 +65,11 @@ class Unfreezing:
 
     Steps are counted by hooks on the optimizer; epochs are told by :meth:`epoch_end`. Make it before the first step, in
     the same order on every start, and with it the state can be loaded in the middle.
+
+    On several processes, attach it to the module that DistributedDataParallel wraps, before wrapping, and unfreeze by
+    ``ddp = frostline.freezing.rewrap(ddp, unfreezing.epoch_end)``. A stage that comes after a number of steps begins
+    within a step, where nothing can be wrapped anew: wrap with ``find_unused_parameters=True`` before the schedule is
+    attached, and the wrapper exchanges whatever trains; then ``epoch_end`` needs no ``rewrap`` either.
 
     Args:
         schedule: what comes when.
@@ -99,6 +112,7 @@ class Unfreezing:
         self._paths = [[exactly(path) for path in [*part.tops, *part.alone]] for part in parts]
         self._counts = _Counts()
         self._in_step = False
+        self._stepped = False  # ever
         self._scaled: list[tuple[dict[str, Any], Any]] = []  # within a step
         every = [path for paths in self._paths for path in paths]
         self.hold: Hold | None = freeze(self._model, *every, optimizer=self._optimizer) if every else None
@@ -124,12 +138,20 @@ class Unfreezing:
 
         Raises:
             ModelError: a plateau is waited for, and no metric was given; then the epoch is not counted.
+            CannotThaw: on several processes, a live DistributedDataParallel would exchange no gradients of what is
+                unfrozen; then the epoch is not counted.
         """
+        before = replace(self._counts, begun=list(self._counts.begun))
         waiting = self._next()
         if waiting is not None and isinstance(waiting.at, Plateau):
             self._look(waiting.at, metric)
         self._counts.epochs += 1
-        return self._advance()
+        try:
+            return self._advance()
+        except CannotThaw:
+            if len(self._counts.begun) == len(before.begun):
+                self._counts = before
+            raise
 
     def detach(self) -> None:
         """Take the hooks off the optimizer. What is still held stays held; ``hold.thaw()`` releases it."""
@@ -148,14 +170,18 @@ class Unfreezing:
 
         Raises:
             FrozenStateMoved: something moved before its time.
+            CannotThaw: on several processes, a live DistributedDataParallel would exchange no gradients of it; then it
+                stays held.
         """
         self.detach()
         if self.hold is not None and not self.hold.released:
+            failed = True
             try:
                 if kind is None:
                     self.hold.verify()
+                    failed = False
             finally:
-                self.hold.thaw()
+                self.hold.thaw(allow_unsynced_gradients=failed)
 
     def factor_of(self, group: Mapping[str, Any]) -> float:
         """What the rate of a group is multiplied with at the next step: 0 while it is held, 1 once it is warm."""
@@ -273,6 +299,10 @@ class Unfreezing:
     @_disable_dynamo
     def _before_step(self, *_: Any) -> None:
         self._put_back()
+        if not self._stepped:
+            # Once, before anything has moved, and not at the step that would thaw.
+            self._refuse_inside_steps()
+            self._stepped = True
         self._in_step = True
         for number in range(len(self._counts.begun)):
             factor = self._warmth(number)
@@ -282,6 +312,12 @@ class Unfreezing:
                     self._scaled.append((group, group["lr"]))
                     # A tensor, which compiled and capturable optimizers have, is replaced too, not written to.
                     group["lr"] = group["lr"] * factor
+
+    def _refuse_inside_steps(self) -> None:
+        done = len(self._counts.begun)
+        for stage, paths in zip(self.schedule.stages[done:], self._paths[done:], strict=True):
+            if isinstance(stage.at, Step):
+                refuse_inside_steps(stage, self._model, select(self._model, *paths))
 
     @_disable_dynamo
     def _after_step(self, *_: Any) -> None:
