@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from frostline.checkpoint.load_report import LoadReport, report_on
 from frostline.checkpoint.patterns import meant_by
 from frostline.checkpoint.plan import LoadPlan, Row
+from frostline.checkpoint.processes import in_every_process, meshes_of
+from frostline.checkpoint.tensor_writer import combined_digest
 from frostline.errors import CheckpointError, printable
 from frostline.state.digest import digest, digest_all
 from frostline.state.inventory import inventory
+from frostline.state.shards import cut, own_part, part_of, reshard, whole
 
 _MOST_LINES = 8
 
@@ -31,48 +34,23 @@ def apply_plan(plan: LoadPlan, model: nn.Module | None = None) -> LoadReport:
     Raises:
         CheckpointError: as in :meth:`~frostline.checkpoint.plan.LoadPlan.apply`.
     """
-    plan.check()
     model = plan.model if model is None else model
+    reshard(model)
     tensors = inventory(model).tensors
-    _check_unchanged(plan, tensors)
-    accepted = meant_by(
-        [row.target for row in plan.rows if row.target],
-        plan.accept_suspect,
-        argument="accept_suspect",
-        where="the model",
-    )
-    targets = {row.target: tensors[row.target] for row in plan.rows if row.target and _is_written(row)}
-    # What is not loaded may share memory with what is, in ways that no name tells.
-    left = {name: tensor for name, tensor in tensors.items() if name not in targets and _has_bytes(tensor)}
-    left_before = digest_all(left)
+    meshes = meshes_of(tensors.values())
+    accepted = in_every_process(meshes, lambda: _check(plan, tensors))[0]
+    # What an operation keeps of a sharded tensor is gathered, in the same order everywhere, before anything can fail.
+    kept = {row.target for row in plan.loaded if any(operation.needs_current for operation in row.operations)}
+    current = {name: whole(tensor) if name in kept else tensor for name, tensor in tensors.items()}
     undo: list[tuple[Tensor, Tensor]] = []
     digests: dict[str, str] = {}
-    suspects: list[str] = []
     borne: list[str] = []
     try:
-        for row, value in plan.values(tensors):
-            assert row.target is not None
-            reason = _suspect(row, value)
-            if reason:
-                said = f"{printable(row.source or '')} -> {row.target}: {reason}"
-                (borne if row.target in accepted else suspects).append(said)
-            if not suspects:
-                digests[row.target] = digest(value)
-                _write(tensors[row.target], value, undo)
-        if suspects:
-            raise CheckpointError(_refuse_suspects(plan, suspects))
-        for row in plan.rows:
-            if row.verdict == "filled:0" and row.target:
-                zero = torch.zeros(tensors[row.target].shape, dtype=tensors[row.target].dtype)
-                digests[row.target] = digest(zero)
-                _write(tensors[row.target], zero, undo)
-        found = digest_all({**targets, **left})
-        wrong = [name for name, expected in {**left_before, **digests}.items() if found[name] != expected]
-        if wrong:
+        told = in_every_process(meshes, lambda: _write_all(plan, tensors, current, accepted, undo, digests, borne))
+        if len(set(told)) > 1:
             raise CheckpointError(
-                f"{plan.source.title} did not arrive: {len(wrong)} tensors differ after writing; nothing was changed\n"
-                f"  differing: {', '.join(wrong[:_MOST_LINES])}\n"
-                "  fix: tensors that share memory without being the same tensor need a checkpoint of their own"
+                f"the processes read other values from {plan.source.title}; nothing was changed\n"
+                "  fix: give each process the same file"
             )
     except BaseException:
         with torch.no_grad():
@@ -80,6 +58,65 @@ def apply_plan(plan: LoadPlan, model: nn.Module | None = None) -> LoadReport:
                 target.copy_(before)
         raise
     return report_on(plan, digests, borne)
+
+
+def _check(plan: LoadPlan, tensors: dict[str, Tensor]) -> frozenset[str]:
+    """See that the plan can be applied, and which entries may have suspect values."""
+    plan.check()
+    _check_unchanged(plan, tensors)
+    targets = [row.target for row in plan.rows if row.target]
+    return frozenset(meant_by(targets, plan.accept_suspect, argument="accept_suspect", where="the model"))
+
+
+def _write_all(
+    plan: LoadPlan,
+    tensors: dict[str, Tensor],
+    current: dict[str, Tensor],
+    accepted: frozenset[str],
+    undo: list[tuple[Tensor, Tensor]],
+    digests: dict[str, str],
+    borne: list[str],
+) -> str:
+    """Write each value, or of a sharded tensor the part of it that this process holds, and compare what is there.
+
+    Returns:
+        A digest of all values, of whole tensors.
+    """
+    held = {name: own_part(tensor) for name, tensor in tensors.items()}
+    targets = {row.target: held[row.target] for row in plan.rows if row.target and _is_written(row)}
+    # What is not loaded may share memory with what is, in ways that no name tells.
+    left = {name: tensor for name, tensor in held.items() if name not in targets and _has_bytes(tensor)}
+    expected = digest_all(left)
+    suspects: list[str] = []
+
+    def write(name: str, value: Tensor) -> None:
+        part = part_of(tensors[name])
+        digests[name] = digest(value)
+        expected[name] = digests[name] if part is None else digest(cut(value, part))
+        _write(held[name], cut(value, part), undo)
+
+    for row, value in plan.values(current):
+        assert row.target is not None
+        reason = _suspect(row, value)
+        if reason:
+            said = f"{printable(row.source or '')} -> {row.target}: {reason}"
+            (borne if row.target in accepted else suspects).append(said)
+        if not suspects:
+            write(row.target, value)
+    if suspects:
+        raise CheckpointError(_refuse_suspects(plan, suspects))
+    for row in plan.rows:
+        if row.verdict == "filled:0" and row.target:
+            write(row.target, torch.zeros(tensors[row.target].shape, dtype=tensors[row.target].dtype))
+    found = digest_all({**targets, **left})
+    wrong = [name for name, mark in expected.items() if found[name] != mark]
+    if wrong:
+        raise CheckpointError(
+            f"{plan.source.title} did not arrive: {len(wrong)} tensors differ after writing; nothing was changed\n"
+            f"  differing: {', '.join(wrong[:_MOST_LINES])}\n"
+            "  fix: tensors that share memory without being the same tensor need a checkpoint of their own"
+        )
+    return combined_digest(digests)
 
 
 def _check_unchanged(plan: LoadPlan, tensors: dict[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from frostline.state.digest import digest
+from frostline.state.shards import is_distributed, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +73,8 @@ class InMemory(StoredTensor):
     value: Tensor
 
     def read(self) -> Tensor:
-        """A copy of the values on the CPU."""
-        return self.value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        """A copy of the values on the CPU. Those of a tensor that processes share, each of them has to ask for."""
+        return whole(self.value.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
 
 
 def in_memory(value: Tensor) -> InMemory:
@@ -85,6 +86,8 @@ def in_memory(value: Tensor) -> InMemory:
         ((2, 3), 24)
     """
     place: Hashable = id(value)
+    if is_distributed(value):
+        return InMemory(tuple(value.shape), value.dtype, place, value)
     if value.layout is torch.strided and not value.is_meta and value.numel():
         place = (
             str(value.device),

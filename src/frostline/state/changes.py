@@ -26,9 +26,10 @@ class Change:
         role: what the entry is for.
         module: the path of its module.
         module_type: the class name of its module.
-        change: ``changed``, ``added``, ``removed``, or ``retyped`` (dtype or shape differ).
-        before: the digest or value before, of a ``retyped`` entry its kind, dtype and shape; ``None`` where it did not
-            exist.
+        change: ``changed``, ``added``, ``removed``, or ``retyped`` (dtype or shape differ) or
+            ``resharded`` (this process holds another part of the tensor, so that the values cannot be compared).
+        before: the digest or value before, of a ``retyped`` or ``resharded`` entry its kind, dtype and shape; ``None``
+            where it did not exist.
         after: likewise after; ``None`` where it no longer exists.
         max_abs: the largest absolute difference; ``None`` where the values before were not kept, NaN where one side
             holds a NaN that the other does not.

@@ -6,6 +6,7 @@ that a fused optimizer writes. XXH3-128 runs at the speed of memory; it is no de
 
 from __future__ import annotations
 
+import ctypes
 import io
 import pickle
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -266,13 +267,22 @@ def _digest_piece(piece: Tensor, name: str) -> bytes:
 
 
 def _bytes(flat: Tensor, name: str) -> Any:
+    """A buffer over the memory of flat bytes on the host, which keeps them alive.
+
+    Not by ``numpy()``, which makes the storage one that can never be resized: FSDP2 frees the gathered parameters
+    between forward and backward by that, and the step fails after somebody has looked at one.
+    """
     try:
-        return flat.numpy()
+        address = flat.data_ptr() if type(flat) is Tensor else 0  # of other kinds it need not be one
+        buffer: Any = (ctypes.c_ubyte * flat.numel()).from_address(address) if address else flat.numpy()
     except RuntimeError as error:  # a fake tensor, or a subclass that lives in Python and does not say of what
         raise CannotDigest(
             f"digest of {name!r}: the bytes of a {type(flat).__name__} cannot be read ({error}).\n"
             "  fix: hash the tensors it is made of"
         ) from error
+    if address:
+        buffer.owner = flat
+    return buffer
 
 
 def _quantizer(tensor: Tensor) -> str:

@@ -20,6 +20,7 @@ from frostline.state.changes import Change, StateDiff, check_version
 from frostline.state.digest import ALGORITHM, digest_all, digest_value
 from frostline.state.inventory import SCHEMA_VERSION, TENSOR_KINDS, Entry, Inventory, entries_at, inventory
 from frostline.state.selection import Selection, Selector, select
+from frostline.state.shards import Part, cut, is_distributed, own_part, part_of, reshard
 
 Values: TypeAlias = "bool | Literal['buffers']"
 
@@ -36,8 +37,9 @@ class Record:
         module_type: likewise.
         mark: the digest of a tensor or of an extra state, the value itself of anything else.
         dtype: of a tensor.
-        shape: of a tensor.
-        value: a copy of the tensor on the host, where the snapshot keeps values.
+        shape: of a tensor; of the whole one where this process holds a part.
+        value: a copy of the tensor on the host, where the snapshot keeps values; of the part that is held.
+        part: which part of a tensor ``mark`` and ``value`` are of: offsets and sizes; nothing where they are of all.
     """
 
     path: str
@@ -49,6 +51,7 @@ class Record:
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     value: Tensor | None = field(default=None, repr=False, compare=False)
+    part: Part | None = None
 
 
 class Snapshot(dict[str, Record]):
@@ -85,7 +88,10 @@ class Snapshot(dict[str, Record]):
                 known = Snapshot({path: record for path, record in self.items() if path in other})
             return _compare(known, other, {path: r.value for path, r in other.items() if r.value is not None})
         entries = entries_at(other, self) if self.partial else inventory(other)
-        return _compare(self, _record(entries, values=False), entries.tensors)
+        live = _looked_at(entries, self)
+        return _compare(
+            self, _record(entries, values=False, live=live), {path: part for path, (part, _) in live.items()}
+        )
 
     def restore(self, model: nn.Module) -> StateDiff:
         """Write the kept values, modes and flags back into a model; all or nothing.
@@ -109,6 +115,7 @@ class Snapshot(dict[str, Record]):
                 f"restore: this snapshot keeps digests only, so {name_some(without)} cannot be written back.\n"
                 "  fix: take it with snapshot(model, values=True)"
             )
+        reshard(model)
         entries = inventory(model)
         unfit = [r.path for r in self.values() if not _fits(r, entries.get(r.path))]
         if unfit:
@@ -118,7 +125,8 @@ class Snapshot(dict[str, Record]):
             )
         moved = self.diff(model)
         records = [self[path] for path in moved.paths if path in self]
-        self._write({r.path: entries[r.path].value for r in records if r.value is not None}, entries.tensors)
+        live = {path: part for path, (part, _) in _looked_at(entries, self).items()}
+        self._write({r.path: live[r.path] for r in records if r.value is not None}, live)
         modules = dict(names.unwrap(model).named_modules(remove_duplicate=False))
         for record in records:
             if record.kind == "mode":
@@ -158,7 +166,7 @@ class Snapshot(dict[str, Record]):
             "algorithm": ALGORITHM,
             "partial": self.partial,
             "entries": [
-                {k: v for k, v in record.__dict__.items() if k != "value"}
+                {k: v for k, v in record.__dict__.items() if k != "value" and not (k == "part" and v is None)}
                 | {"shape": None if record.shape is None else list(record.shape)}
                 for record in self.values()
             ],
@@ -257,23 +265,48 @@ def record_entries(entries: Inventory, *, values: Values = False) -> Snapshot:
 def _read_record(row: Mapping[str, Any]) -> Record:
     fields: dict[str, Any] = dict(row)
     fields["shape"] = None if row["shape"] is None else tuple(row["shape"])
+    if "part" in row:
+        fields["part"] = tuple(map(tuple, row["part"]))
     return Record(**fields)
 
 
-def _record(entries: Inventory, *, values: Values) -> Snapshot:
-    digests = digest_all(entries.tensors)
+def _looked_at(entries: Inventory, before: Mapping[str, Record] | None = None) -> dict[str, tuple[Tensor, Part | None]]:
+    """What of each tensor is looked at, and which part of it that is: what this process holds.
+
+    FSDP2 puts whole parameters in the place of shards for as long as a forward or backward pass needs them. Of those
+    the part that ``before`` knows is looked at.
+    """
+    found: dict[str, tuple[Tensor, Part | None]] = {}
+    for path, tensor in entries.tensors.items():
+        record = before.get(path) if before is not None else None
+        if is_distributed(tensor):
+            found[path] = own_part(tensor), part_of(tensor)
+        elif record is not None and record.part is not None and tuple(tensor.shape) == record.shape:
+            found[path] = cut(tensor.detach(), record.part), record.part
+        else:
+            found[path] = tensor, None
+    return found
+
+
+def _record(
+    entries: Inventory, *, values: Values, live: Mapping[str, tuple[Tensor, Part | None]] | None = None
+) -> Snapshot:
+    live = _looked_at(entries) if live is None else live
+    digests = digest_all({path: part for path, (part, _) in live.items()})
     records: dict[str, Record] = {}
     for path, entry in entries.items():
         common = (path, entry.kind, entry.role, entry.module, entry.module_type)
         if entry.is_tensor:
             keep = values is True or (values == "buffers" and entry.kind == "buffer")
-            copy = entry.value.detach().to("cpu", copy=True) if keep else None
+            held, part = live[path]
+            copy = held.detach().to("cpu", copy=True) if keep else None
             records[path] = Record(
                 *common,
                 digests[path],
                 dtype=_dtype(entry.value),
                 shape=tuple(entry.value.shape),
                 value=copy,
+                part=part,
             )
         else:
             records[path] = Record(*common, _mark(entry))
@@ -295,10 +328,12 @@ def _compare(before: Snapshot, after: Snapshot, live: Mapping[str, Tensor]) -> S
         new = after.get(path)
         if new is None:
             moved.append(_change(old, "removed", after=None))
-        elif (old.mark, old.dtype, old.shape, old.kind) == (new.mark, new.dtype, new.shape, new.kind):
+        elif (old.mark, *_type(old)) == (new.mark, *_type(new)):
             still += 1
-        elif (old.dtype, old.shape, old.kind) != (new.dtype, new.shape, new.kind):
-            row = _change(old, "retyped", after=_describe(new))
+        elif _type(old) != _type(new):
+            only_the_part = replace(old, part=new.part)
+            what = "resharded" if _type(only_the_part) == _type(new) else "retyped"
+            row = _change(old, what, after=_describe(new))
             moved.append(replace(row, before=_describe(old)))
         else:
             size = _difference(old.value, live.get(path))
@@ -311,8 +346,14 @@ def _compare(before: Snapshot, after: Snapshot, live: Mapping[str, Tensor]) -> S
     return StateDiff(moved, still)
 
 
+def _type(record: Record) -> tuple[object, ...]:
+    """What has to be the same before values can be compared."""
+    return record.dtype, record.shape, record.kind, record.part
+
+
 def _describe(record: Record) -> str:
-    return f"{record.kind} {record.dtype} {record.shape}"
+    sharded = "" if record.part is None else f", of which {record.part[1]} at {record.part[0]}"
+    return f"{record.kind} {record.dtype} {record.shape}{sharded}"
 
 
 def _change(
