@@ -77,6 +77,23 @@ def test_dropout_that_is_left_on_by_a_call_is_meant():
     assert "M204" not in [f.code for f in examine(seen)]
 
 
+def test_flags_that_are_put_back_to_what_they_were_are_right():
+    # As Lightning does around validation: each module gets the mode that it was found in.
+    net = m204.make()
+    fl.freeze(net, "1", "3")
+    with fl.watch() as seen:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        step(net, optimizer)
+        modes = {m: m.training for m in net.modules()}
+        net.eval()
+        with torch.no_grad():
+            net(torch.randn(16, 4))
+        for m, mode in modes.items():
+            m.training = mode
+        step(net, optimizer)
+    assert "M204" not in [f.code for f in examine(seen)]
+
+
 def step(net, optimizer):
     optimizer.zero_grad()
     nn.functional.cross_entropy(net(torch.randn(16, 4)), torch.randint(3, (16,))).backward()

@@ -69,7 +69,7 @@ def _first(seen: Seen, model: ModelSeen) -> tuple[ModeCall, Phase, tuple[str, ..
         # Later calls and writes decide for the modules that they reach.
         later = {path for e in calls if write.at < e.at < phase.first for path in (*e.flipped, e.path)}
         left = tuple(path for path in apart if path not in later)
-        if left and write.path not in later and not _meant(calls, write, left):
+        if left and write.path not in later and not _meant(calls, write, left) and not _put_back(calls, write, left):
             return write, phase, left
     return None
 
@@ -78,6 +78,12 @@ def _meant(calls: list[ModeCall], write: ModeCall, apart: tuple[str, ...]) -> bo
     """Whether the user has put these modules into their mode one by one: Monte Carlo dropout, fixed statistics."""
     asked = {path for e in calls if e.at < write.at and e.mode != write.mode and e.path for path in e.flipped}
     return asked.issuperset(apart)
+
+
+def _put_back(calls: list[ModeCall], write: ModeCall, apart: tuple[str, ...]) -> bool:
+    """Whether the write undoes a call that had not changed these modules: a framework restores what it found."""
+    undone = [e for e in calls if e.at < write.at and not e.direct and e.mode != write.mode and write.path in e.flipped]
+    return bool(undone) and not set(apart) & set(undone[-1].flipped)
 
 
 def _place(seen: Seen, model: ModelSeen, write: ModeCall) -> Place:
