@@ -19,10 +19,12 @@ from frostline.freezing import Handler, Hold
 from frostline.integrations.freeze_report import FreezeReport, Unfrozen
 from frostline.integrations.held_marks import check_marks, held_marks
 from frostline.optim import Plateau, Unfreeze, Unfreezing
-from frostline.state import Selector, exactly, held_rows, select
+from frostline.state import Selector, Snapshot, exactly, held_rows, select
 
 SCHEMA_VERSION = 1
 Schedule: TypeAlias = "Unfreeze | Callable[[nn.Module], Unfreeze]"
+# What a framework does to a held part when it converts a model: other dtypes, or layers that replace others.
+_REBUILT = ("retyped", "unlocked")
 Ahead: TypeAlias = Literal["everything", "lasting"]
 
 
@@ -88,11 +90,22 @@ class FreezeRun:
         self._verified = 0
         self._epochs = 0
         self._joined = False
+        self._marked: list[tuple[Snapshot, dict[str, str]]] = []
 
     @property
     def running(self) -> bool:
         """Whether it has begun and not ended."""
         return self._model is not _nothing
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that it has begun with, if that still exists; it is not kept alive by the run."""
+        return self._model()
+
+    @property
+    def joined(self) -> bool:
+        """Whether the optimizers are known and the schedule has begun."""
+        return self._joined
 
     @property
     def holds(self) -> list[Hold]:
@@ -111,15 +124,25 @@ class FreezeRun:
         return self._schedule is not None
 
     @property
+    def schedule(self) -> Unfreeze | None:
+        """The schedule, made for the model where it was given as a function; ``None`` without one or before `begin`."""
+        return self._made
+
+    @property
     def epochs(self) -> int:
         """How many epochs were counted."""
         return self._epochs
 
     @property
+    def needs_metric(self) -> bool:
+        """Whether something of the schedule comes by a metric, sooner or later."""
+        return self._made is not None and any(isinstance(stage.at, Plateau) for stage in self._made.stages)
+
+    @property
     def waits_for_metric(self) -> bool:
         """Whether what comes next comes by a metric, which :meth:`epoch_end` has to be given then."""
         stages = () if self._made is None else self._made.stages
-        done = len(self._unfrozen())
+        done = len(self.unfrozen)
         return done < len(stages) and isinstance(stages[done].at, Plateau)
 
     def begin(self, model: nn.Module, *, ahead: Ahead = "everything") -> None:
@@ -169,10 +192,11 @@ class FreezeRun:
         self._parameters = {p: weakref.ref(t) for p, t in model.named_parameters() if p in held}
 
     def join(self, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
-        """Take in what the framework has made since :meth:`begin`: optimizers, and parameters that it made anew.
+        """Take in what the framework has made since :meth:`begin`: optimizers, parameters and layers that it made anew.
 
-        A parameter that a strategy has re-created (sharding, tensor parallelism) is held again, whatever its flag came
-        to be; that is said. The optimizers drop gradients of what is held before each step. The schedule begins.
+        What a strategy has re-created (sharding, tensor parallelism, another precision, synchronized batch norms) is
+        held again, whatever its flag came to be; that is said. The optimizers drop gradients of what is held before
+        each step. The schedule begins.
 
         Args:
             model: the model, without the framework's wrappers.
@@ -212,9 +236,12 @@ class FreezeRun:
     def _take_in_anew(self, model: nn.Module) -> None:
         now = dict(model.named_parameters())
         anew = [p for p, old in self._parameters.items() if p in now and now[p] is not old()]
+        rebuilt = [row for hold in self.holds for row in hold.diff().moved if row.change in _REBUILT]
+        anew += [row.path for row in rebuilt if row.path not in anew]
         if not anew:
             return
-        thawed = [path for path in anew if now[path].requires_grad]
+        thawed = [path for path in anew if path in now and now[path].requires_grad]
+        thawed += [row.path for row in rebuilt if row.change == "unlocked"]
         rows = [row for hold in self.holds for row in hold.diff().moved if row.kind == "parameter"]
         others = sorted({row.path for row in rows} & set(anew))
         for hold in self.holds:
@@ -228,12 +255,18 @@ class FreezeRun:
             if others
             else "  their values are equal to the bit"
         )
+        what = "state entries" if rebuilt else "parameters"
         warnings.warn(
-            f"{len(anew)} held parameters were re-created after they were frozen, and are held again{lost}: "
+            f"{len(anew)} held {what} were re-created after they were frozen, and are held again{lost}: "
             f"{name_some(thawed or anew)}\n{values}",
             HeldAnew,
             stacklevel=4,
         )
+
+    def renew(self) -> None:
+        """Hold what is there now: a checkpoint was loaded into the model since :meth:`begin`."""
+        for hold in self.holds:
+            hold.refresh()
 
     def epoch_end(self, metric: float | None = None) -> list[str]:
         """Count an epoch, and let begin to train what comes after it.
@@ -252,7 +285,8 @@ class FreezeRun:
         self._epochs += 1
         return unfrozen
 
-    def _unfrozen(self) -> list[Unfrozen]:
+    @property
+    def unfrozen(self) -> list[Unfrozen]:
         """What has begun to train: also by a count of steps, which the optimizer's own hooks see."""
         if self._unfreezing is None:
             return []
@@ -273,23 +307,23 @@ class FreezeRun:
             hold.verify(what)
         self._verified += 1
 
-    def end(self) -> FreezeReport:
-        """Verify, report, and release: modes and ``requires_grad`` become what they were before the run.
-
-        What has moved is in the report, and raises nothing.
-        """
+    def report(self) -> FreezeReport:
+        """What has come of it so far. What has moved is in the report, and raises nothing."""
         model = self._model()
         rows: dict[str, dict[str, Any]] = {}
         moved: list[str] = []
+        for hold in self.holds if model is not None else []:
+            rows |= held_rows(hold.reference, model)  # type: ignore[arg-type]
+            moved += [path for path in hold.diff().paths if path not in moved]
+        return FreezeReport(rows, tuple(moved), tuple(self.unfrozen), tuple(self._anew), self._verified)
+
+    def end(self) -> FreezeReport:
+        """Report, and release: modes and ``requires_grad`` become what they were before the run."""
         try:
-            for hold in self.holds if model is not None else []:
-                rows |= held_rows(hold.reference, model)  # type: ignore[arg-type]
-                moved += [path for path in hold.diff().paths if path not in moved]
+            return self.report()
         finally:
-            report = FreezeReport(rows, tuple(moved), tuple(self._unfrozen()), tuple(self._anew), self._verified)
             self._release()
             self._forget()
-        return report
 
     def abandon(self) -> None:
         """Release without looking: the run has failed, and its own error is the one to be seen."""
@@ -300,16 +334,25 @@ class FreezeRun:
         if self._unfreezing is not None:
             self._unfreezing.detach()
         for hold in self.holds:
-            hold.thaw()
+            # The run is over: nobody trains what becomes free, whatever wrapper there still is.
+            hold.thaw(allow_unsynced_gradients=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands and what it holds, as plain values that JSON can hold."""
         return {
             "schema_version": SCHEMA_VERSION,
             "epochs": self._epochs,
-            "held": held_marks(self.holds),
+            "held": self._marks(),
             "schedule": None if self._unfreezing is None else self._unfreezing.state_dict(),
         }
+
+    def _marks(self) -> dict[str, str]:
+        # A framework may ask at every step; a hold that was changed has another reference.
+        references = [hold.reference for hold in self.holds]
+        known = [reference for reference, _ in self._marked]
+        if len(known) != len(references) or any(a is not b for a, b in zip(known, references, strict=True)):
+            self._marked = [(hold.reference, held_marks([hold])) for hold in self.holds]
+        return {path: mark for _, marks in self._marked for path, mark in marks.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run stood, after the model's weights were loaded; before :meth:`join` it is kept for it.
