@@ -186,10 +186,11 @@ def _line(group: Sequence[RankGap]) -> str:
     gap, where = group[0], _folded([gap.path for gap in group])
     ranks = _by_value(gap.by_rank)
     if gap.change == "missing":
-        return f"{_named(ranks['missing'])} not have {where}, which {_said(ranks['there'])} has"
+        missing, there = _said(ranks["missing"], " does", " do"), _said(ranks["there"], " has", " have")
+        return f"{missing} not have {where}, which {there}"
     if gap.change == "hold" and "" in ranks:
-        others = [f"{_said(theirs)} holds at level {level!r}" for level, theirs in ranks.items() if level]
-        return f"{_named(ranks[''])} not hold {where}, which {' and '.join(others)}"
+        others = [f"{_said(r, ' holds', ' hold')} at level {level!r}" for level, r in ranks.items() if level]
+        return f"{_said(ranks[''], ' does', ' do')} not hold {where}, which {' and '.join(others)}"
     each = ", ".join(f"{_said(theirs)}: {_short(gap, value)}" for value, theirs in ranks.items())
     what = {"hold": "held at other levels", "shape": "of another shape or dtype", "value": "other values"}
     return f"{what.get(gap.change, f'other {gap.kind}')}: {where} ({each}{', ...' if len(group) > 1 else ''})"
@@ -202,12 +203,9 @@ def _by_value(by_rank: Sequence[str]) -> dict[str, list[int]]:
     return ranks
 
 
-def _named(ranks: Sequence[int]) -> str:
-    return f"{_said(ranks)} {'does' if len(ranks) == 1 else 'do'}"
-
-
-def _said(ranks: Sequence[int]) -> str:
-    return f"rank{'' if len(ranks) == 1 else 's'} {name_some([str(rank) for rank in ranks])}"
+def _said(ranks: Sequence[int], one: str = "", several: str = "") -> str:
+    shown = name_some([str(rank) for rank in ranks])
+    return f"rank {shown}{one}" if len(ranks) == 1 else f"ranks {shown}{several}"
 
 
 def _short(gap: RankGap, value: str) -> str:
