@@ -532,10 +532,32 @@ for kind in (DDP, wrap):
     del ddp
 """
 
+DOCTOR = """
+for way in ("naive", "ours"):
+    net = Net()
+    net.b.requires_grad_(False)
+    with fl.watch() as seen:
+        hold = fl.freeze(net, "trunk")
+        ddp = wrap(net)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for step in range(6):
+            if step == 3 and way == "ours":
+                ddp = rewrap(ddp, hold.thaw)
+            elif step == 3:
+                hold.thaw(allow_unsynced_gradients=True)
+            optimizer.zero_grad()
+            loss_of(data(step))(ddp.train()).backward()
+            optimizer.step()
+        merge_statistics(ddp)
+    found[f"doctor, {way}"] = [f.code for f in examine(seen) if f.code.startswith("D8")]
+    found[f"parameters alike, {way}"] = alike([p.tolist() for p in net.parameters()])
+    del ddp
+"""
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    body = BEGIN + THAW + NOTHING_SENT + RANKS + FREEZE + SCHEDULE + HEADS + STATISTICS
+    body = BEGIN + THAW + NOTHING_SENT + RANKS + FREEZE + SCHEDULE + HEADS + STATISTICS + DOCTOR
     return on_two_ranks(tmp_path_factory.mktemp("ranks"), body)
 
 
@@ -737,6 +759,11 @@ class TestWrap:
             told = rank["statistics, wrap"]
             assert (told["doctor"], told["doctor, merged"], told["ranks told"]) == (["D804"], [], 2)
             assert told["apart before"] == ["RanksDiffer", True]
+
+    def test_the_doctor_finds_the_naive_thaw_and_nothing_in_ours(self, ranks):
+        for rank in ranks:
+            assert (rank["doctor, naive"], rank["parameters alike, naive"]) == (["D801"], False)
+            assert (rank["doctor, ours"], rank["parameters alike, ours"]) == ([], True)
 
 
 @pytest.fixture
