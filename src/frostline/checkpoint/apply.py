@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from frostline.checkpoint.load_report import LoadReport, report_on
 from frostline.checkpoint.patterns import meant_by
 from frostline.checkpoint.plan import LoadPlan, Row
-from frostline.checkpoint.processes import in_every_process, meshes_of
+from frostline.checkpoint.processes import groups_of, in_every_process
 from frostline.checkpoint.tensor_writer import combined_digest
 from frostline.errors import CheckpointError, printable
 from frostline.state.digest import digest, digest_all
@@ -37,8 +37,8 @@ def apply_plan(plan: LoadPlan, model: nn.Module | None = None) -> LoadReport:
     model = plan.model if model is None else model
     reshard(model)
     tensors = inventory(model).tensors
-    meshes = meshes_of(tensors.values())
-    accepted = in_every_process(meshes, lambda: _check(plan, tensors))[0]
+    groups = groups_of(tensors.values())
+    accepted = in_every_process(groups, lambda: _check(plan, tensors))[0]
     # What an operation keeps of a sharded tensor is gathered, in the same order everywhere, before anything can fail.
     kept = {row.target for row in plan.loaded if any(operation.needs_current for operation in row.operations)}
     current = {name: whole(tensor) if name in kept else tensor for name, tensor in tensors.items()}
@@ -46,7 +46,7 @@ def apply_plan(plan: LoadPlan, model: nn.Module | None = None) -> LoadReport:
     digests: dict[str, str] = {}
     borne: list[str] = []
     try:
-        told = in_every_process(meshes, lambda: _write_all(plan, tensors, current, accepted, undo, digests, borne))
+        told = in_every_process(groups, lambda: _write_all(plan, tensors, current, accepted, undo, digests, borne))
         if len(set(told)) > 1:
             raise CheckpointError(
                 f"the processes read other values from {plan.source.title}; nothing was changed\n"

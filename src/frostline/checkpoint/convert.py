@@ -1,17 +1,19 @@
-"""Checkpoints under other names, as files that carry the plan that made them."""
+"""Checkpoints under other names, as files or folders that carry the plan that made them."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from frostline.checkpoint.container import WRAPPER_TOKENS
+from frostline.checkpoint.distributed_writer import write_distributed
 from frostline.checkpoint.norm_settings import HEADER, norm_settings
 from frostline.checkpoint.opened import Checkpoint, open_checkpoint
 from frostline.checkpoint.paper import check_same_files, read_plan
@@ -22,6 +24,7 @@ from frostline.errors import CheckpointError, name_some, printable
 from frostline.state.inventory import inventory
 
 PLAN = "frostline.plan"
+Form: TypeAlias = Literal["safetensors", "distributed"]
 
 
 def write_plan(plan: LoadPlan, path: str | os.PathLike[str]) -> str:
@@ -37,25 +40,36 @@ def write_plan(plan: LoadPlan, path: str | os.PathLike[str]) -> str:
         CheckpointError: the plan is incomplete, or a cast would lose values.
         StorageFull: there is no space left; what was there before is still there.
     """
+    return write_tensors(path, *plan_entries(plan))
+
+
+def plan_entries(plan: LoadPlan) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """What a plan loads, under the model's names, and the texts that go beside it.
+
+    Raises:
+        CheckpointError: the plan is incomplete.
+    """
     plan.check()
-    current = inventory(plan.model).tensors
-    entries: dict[str, StoredTensor] = {}
-    for row in plan.rows:
-        if row.target and row.verdict == "filled:0":
-            entries[row.target] = in_memory(filled(row))
-        elif row.target and row.is_loaded:
-            entries[row.target] = converted_tensor(row, plan.source, current.get(row.target))
+    entries = _entries(plan.rows, plan.source, inventory(plan.model).tensors)
     metadata = {"format": "pt", PLAN: json.dumps(plan.to_json()), HEADER: json.dumps(norm_settings(plan.model))}
-    return write_tensors(path, entries, metadata)
+    return entries, metadata
 
 
-def convert(source: str | os.PathLike[str], plan: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
+def convert(
+    source: str | os.PathLike[str],
+    plan: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    to: Form = "safetensors",
+) -> int:
     """Do to a checkpoint what a plan on paper says, without the model.
 
     Args:
         source: the checkpoint that was planned with.
         plan: what :func:`save_plan` wrote; it may have been edited.
-        out: the safetensors file to write, whole or not at all.
+        out: the file or folder to write, whole or not at all.
+        to: a ``"safetensors"`` file, or ``"distributed"``: a folder of ``torch.distributed.checkpoint``, which does not
+            exist yet or is empty.
 
     Returns:
         How many tensors were written.
@@ -71,14 +85,22 @@ def convert(source: str | os.PathLike[str], plan: str | os.PathLike[str], out: s
     unsaid = left_unsaid(told.rows, checkpoint)
     if unsaid:
         raise CheckpointError(f"{plan} says nothing of {name_some(unsaid)} in {checkpoint.title}\n  fix: plan again")
+    entries = _entries(told.rows, checkpoint, {})
+    if to == "distributed":
+        return write_distributed(out, lambda: {**{name: e.read() for name, e in entries.items()}, PLAN: told.text})
+    write_tensors(out, entries, {"format": "pt", PLAN: told.text})
+    return len(entries)
+
+
+def _entries(rows: Iterable[Row], checkpoint: Checkpoint, current: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """What the rows of a plan load, by the names of the model."""
     entries: dict[str, StoredTensor] = {}
-    for row in told.rows:
+    for row in rows:
         if row.target and row.verdict == "filled:0":
             entries[row.target] = in_memory(filled(row))
         elif row.target and row.is_loaded:
-            entries[row.target] = converted_tensor(row, checkpoint, None)
-    write_tensors(out, entries, {"format": "pt", PLAN: told.text})
-    return len(entries)
+            entries[row.target] = converted_tensor(row, checkpoint, current.get(row.target))
+    return entries
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from frostline.attach.ledger import holds_statistics, ledger_of
 from frostline.checkpoint.adapters import Adapter, ClassRows, Narrow
+from frostline.checkpoint.held import is_held
 from frostline.checkpoint.infer import infer
 from frostline.checkpoint.opened import Checkpoint
 from frostline.checkpoint.operations import Operation
@@ -273,13 +273,7 @@ class Planner:
         return filled
 
     def _is_held(self, entry: Entry) -> bool:
-        module = self.modules[entry.module]
-        ledger = ledger_of(module)
-        if ledger is None:
-            return False
-        if entry.kind == "parameter":
-            return entry.path.rpartition(".")[2] in ledger.gradients
-        return holds_statistics(module)
+        return is_held(self.modules[entry.module], entry)
 
     def _differ(self, one: str, other: str) -> bool:
         """Whether two tensors of the checkpoint are different tensors with different values."""

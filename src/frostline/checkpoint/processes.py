@@ -1,13 +1,14 @@
-"""Work that the processes which share sharded tensors do together: it is done in all of them, or in none.
+"""Work that several processes do together: it is done in all of them, or in none.
 
-Knows the processes that a tensor is spread over, and nothing of files.
+Knows groups of processes, and which of them share a tensor; knows nothing of files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
+import torch.distributed as dist
 from torch import Tensor
 
 from frostline.errors import CheckpointError, printable
@@ -17,33 +18,35 @@ from frostline.state.shards import is_distributed
 T = TypeVar("T")
 
 
-def meshes_of(tensors: Iterable[Tensor]) -> list[Any]:
-    """The meshes of processes that tensors are spread over, each once, in the order of the tensors.
+def groups_of(tensors: Iterable[Tensor]) -> list[Any]:
+    """The groups of processes that tensors are spread over, each once: one for each dimension of their meshes.
 
     Example:
-        >>> meshes_of([torch.zeros(2)])
+        >>> import torch
+        >>> groups_of([torch.zeros(2)])
         []
     """
-    found: list[Any] = []
+    meshes: list[Any] = []
     for tensor in tensors:
         if is_distributed(tensor):
             mesh = cast("Any", tensor).device_mesh
-            if mesh not in found:
-                found.append(mesh)
-    return found
+            if mesh not in meshes:
+                meshes.append(mesh)
+    return [mesh.get_group(dimension) for mesh in meshes for dimension in range(mesh.ndim)]
 
 
-def in_every_process(meshes: Iterable[Any], work: Callable[[], T]) -> list[T]:
-    """Do local work in every process of some meshes, and gather what came of it; one that fails stops all.
+def in_every_process(groups: Sequence[Any], work: Callable[[], T]) -> list[T]:
+    """Do local work in every process of some groups, and gather what came of it; one that fails stops all.
 
     Without that, the others would go on with what the one that failed does not have, or wait for it.
 
     Args:
-        meshes: of processes, each of which calls this; without one the work is done here alone.
+        groups: of processes, each of which calls this; ``None`` stands for all of them. Without a group the work is
+            done here alone.
         work: calls no collective operation itself.
 
     Returns:
-        The value of this process first, and then those of the others that are not equal to it.
+        The values of the processes, in the order of their ranks.
 
     Raises:
         CheckpointError: another process failed, and this one did not.
@@ -58,20 +61,17 @@ def in_every_process(meshes: Iterable[Any], work: Callable[[], T]) -> list[T]:
         value = work()
     except Exception as raised:
         error = raised
-    failed = () if error is None else (f"{type(error).__name__}: {error}",)
-    told: list[tuple[Any, tuple[str, ...]]] = [(value, failed)]
-    for group in [mesh.get_group(number) for mesh in meshes for number in range(mesh.ndim)]:
-        # Along one dimension after another everybody hears of everybody.
-        told = list(dict.fromkeys(each for theirs in gathered(told, group) for each in theirs))
+    rank = dist.get_rank() if groups else 0
+    told: dict[int, tuple[Any, str]] = {rank: (value, "" if error is None else f"{type(error).__name__}: {error}")}
+    for group in groups:
+        # Along one dimension of a mesh after another, everybody hears of everybody.
+        told = {rank: each for theirs in gathered(told, group) for rank, each in theirs.items()}
     if error is not None:
         raise error
-    failures = [failure for _, failures in told for failure in failures]
-    if failures:
-        raise CheckpointError(
-            f"another process failed, so nothing was changed in this one either\n  there: {_first(failures)}"
-        )
-    return [cast("T", value), *(cast("T", theirs) for theirs, _ in told if theirs != value)]
-
-
-def _first(failures: list[str]) -> str:
-    return printable(failures[0].splitlines()[0])
+    for theirs, (_, failure) in sorted(told.items()):
+        if failure:
+            first = printable(failure.splitlines()[0])
+            raise CheckpointError(
+                f"process {theirs} failed, so nothing was changed in this one either\n  there: {first}"
+            )
+    return [cast("T", told[theirs][0]) for theirs in sorted(told)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,23 +16,32 @@ Examples:
   frostline plan old.pth --model nets:build -o plan.json
   frostline convert old.pth plan.json new.safetensors
   frostline verify old.pth new.safetensors
+  frostline convert old.pth plan.json step-0 --to distributed
 """
+
+
+Form = Literal["safetensors", "distributed"]
 
 
 def convert(
     checkpoint: Source,
     plan: Annotated[Path, typer.Argument(help="What frostline plan -o wrote.", metavar="PLAN")],
-    out: Annotated[Path, typer.Argument(help="The new file, .safetensors.", metavar="OUT")],
+    out: Annotated[Path, typer.Argument(help="The new file, .safetensors; or the new folder.", metavar="OUT")],
+    to: Annotated[
+        Form, typer.Option(help="A file, or a folder of torch.distributed.checkpoint that does not exist yet.")
+    ] = "safetensors",
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint as safetensors under a model's names, as a plan says; the plan goes into the header.
+    """Write a checkpoint under a model's names, as a plan says, and the plan with it.
 
-    The file is written whole or not at all. The model is not needed.
+    It is written whole or not at all. The model is not needed.
     """
     from frostline.checkpoint import convert as convert_checkpoint
 
-    written = convert_checkpoint(checkpoint, plan, out)
+    written = convert_checkpoint(checkpoint, plan, out, to=to)
+    size = sum(file.stat().st_size for file in (out.iterdir() if out.is_dir() else [out]))
     if as_json:
-        print_json({"schema_version": 1, "path": str(out), "tensors": written, "bytes": out.stat().st_size})
+        print_json({"schema_version": 1, "path": str(out), "tensors": written, "bytes": size})
     else:
-        show(f"{out}: {count(written, 'tensor')}, {out.stat().st_size:,} bytes, with the plan in its header")
+        where = "in its header" if to == "safetensors" else "beside them"
+        show(f"{out}: {count(written, 'tensor')}, {size:,} bytes, with the plan {where}")
