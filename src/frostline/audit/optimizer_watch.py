@@ -111,8 +111,11 @@ class OptimizerWatch:
 
     @property
     def has_modes(self) -> bool:
-        """Whether it has ``train()`` and ``eval()`` of its own."""
-        return callable(getattr(self.optimizer, "eval", None)) and callable(getattr(self.optimizer, "train", None))
+        """Whether it has ``train()`` and ``eval()`` of its own; a wrapper (accelerate's) passes on those of another."""
+        own: object = self.optimizer
+        while isinstance(inner := getattr(own, "optimizer", None), Optimizer):
+            own = inner
+        return callable(getattr(own, "eval", None)) and callable(getattr(own, "train", None))
 
     @property
     def train_mode(self) -> bool:

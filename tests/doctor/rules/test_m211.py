@@ -59,3 +59,54 @@ def test_fine_tuning_in_eval_mode_is_no_validation():
             nn.functional.cross_entropy(net(torch.randn(16, 4)), torch.randint(3, (16,))).backward()
             optimizer.step()
     assert list(examine(seen)) == []
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As accelerate wraps: it has `train` and `eval` to pass them on, whether or not there is something behind."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def train(self):
+        getattr(self.optimizer, "train", lambda: None)()
+
+    def eval(self):
+        getattr(self.optimizer, "eval", lambda: None)()
+
+
+def validated(make, *, switch: bool) -> list[str]:
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3)
+    optimizer = Wrapped(make(net.parameters()))
+    with fl.watch(net, [optimizer]) as seen:
+        for _ in range(3):
+            net.train()
+            optimizer.train()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(torch.randn(16, 4)), torch.randint(3, (16,))).backward()
+            optimizer.step()
+            net.eval()
+            if switch:
+                optimizer.eval()
+            with torch.no_grad():
+                net(torch.randn(16, 4))
+    return [finding.code for finding in examine(seen)]
+
+
+def test_a_wrapper_that_passes_modes_on_has_none_itself():
+    assert validated(lambda parameters: torch.optim.SGD(parameters, lr=0.1), switch=False) == []
+
+
+def test_behind_a_wrapper_it_is_found():
+    assert validated(m211.ScheduleFreeSGD, switch=True) == []
+    assert "M211" in validated(m211.ScheduleFreeSGD, switch=False)
