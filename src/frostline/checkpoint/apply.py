@@ -49,8 +49,8 @@ def apply_plan(plan: LoadPlan, model: nn.Module | None = None) -> LoadReport:
         told = in_every_process(groups, lambda: _write_all(plan, tensors, current, accepted, undo, digests, borne))
         if len(set(told)) > 1:
             raise CheckpointError(
-                f"the processes read other values from {plan.source.title}; nothing was changed\n"
-                "  fix: give each process the same file"
+                f"{plan.source.title}: the processes would load different values; nothing was changed\n"
+                "  fix: the same file and the same arguments in each process"
             )
     except BaseException:
         with torch.no_grad():

@@ -34,8 +34,9 @@ def save_distributed(
     """Write a folder of ``torch.distributed.checkpoint``, whole or not at all; the values of ``source`` stay.
 
     Without an initialized ``torch.distributed`` this process writes alone. With one, every process has to call this;
-    each writes its own shards, and of what all have, one of them writes it. Torch's ``load`` reads the folder, and so
-    does everything here that reads checkpoints, in one process too. Names are those of the model without wrappers.
+    each writes its own shards, and one of them what all have; values that are no tensors are those of the first
+    process. Torch's ``load`` reads the folder, and so does everything here that reads checkpoints, in one process too.
+    Names are those of the model without wrappers.
 
     What was written is read again and compared by value. Then the folder gets its name: until then it lies beside it,
     and goes away if anything fails.

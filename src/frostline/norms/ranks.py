@@ -22,6 +22,7 @@ from frostline.norms.observe import tracked_layers
 from frostline.norms.shift_test import output_distance
 from frostline.state import names
 from frostline.state.selection import Selector
+from frostline.state.shards import is_distributed, whole
 from frostline.tables import html_table, text_table
 
 _COUNT = "num_batches_tracked"
@@ -80,7 +81,9 @@ def rank_differences(
     for path, layer in layers.items():
         ranks = [_in_state(path, layer, state, rank) for rank, state in enumerate(canonical)]
         _check_shapes(path, ranks)
-        found[path] = _difference(layer, ranks)
+        weight = _weight_of(layer)
+        # A sharded one cannot be had without the other processes, which need not be here.
+        found[path] = _difference(layer, ranks, None if weight is None or is_distributed(weight) else weight)
     return found
 
 
@@ -126,12 +129,17 @@ def _merged(layer: nn.Module, ranks: Sequence[_Statistics]) -> _Statistics:
     return _Statistics(mean, (shares * (variances + between)).sum(0), max(counts))
 
 
-def _difference(layer: nn.Module, ranks: Sequence[_Statistics]) -> RankDifference:
+def _weight_of(layer: nn.Module) -> Tensor | None:
+    weight = getattr(layer, "weight", None)
+    return weight.detach() if isinstance(weight, Tensor) else None
+
+
+def _difference(layer: nn.Module, ranks: Sequence[_Statistics], weight: Tensor | None) -> RankDifference:
     merged = _merged(layer, ranks)
     if not (merged.mean.isfinite().all() and merged.var.isfinite().all()):
         return RankDifference(float("inf"), float("inf"), float("inf"))
-    eps, weight = float(getattr(layer, "eps", 0.0)), getattr(layer, "weight", None)
-    weight = weight.cpu() if isinstance(weight, Tensor) and weight.shape == merged.mean.shape else None
+    eps = float(getattr(layer, "eps", 0.0))
+    weight = weight.cpu() if weight is not None and weight.shape == merged.mean.shape else None
     means, variances = torch.stack([r.mean for r in ranks]), torch.stack([r.var for r in ranks])
     smallest = 1e-300
     spread = (merged.var + eps).clamp(min=smallest).sqrt()
@@ -263,7 +271,9 @@ def _planned(
                     f"layer {path!r} ({type(layer).__name__}): its running statistics on rank {rank} are NaN or "
                     "infinite, and would be so on all\n  fix: recalibrate that layer first"
                 )
-        merged[path], differences[path] = _merged(layer, found), _difference(layer, found)
+        weight = _weight_of(layer)  # of a sharded one each process asks for all, in the order of the layers
+        merged[path] = _merged(layer, found)
+        differences[path] = _difference(layer, found, None if weight is None else whole(weight))
     return merged, differences, held
 
 
