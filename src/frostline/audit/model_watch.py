@@ -340,6 +340,9 @@ class ModelWatch:
             ]
             self.settings_before = None
         on = tuple(p for p, m in self.modules.items() if m.training and depends_on_mode(m))
+        for module_path in on:
+            if self.must_eval.get(module_path) == "hold" and not holds_mode(self.modules[module_path]):
+                del self.must_eval[module_path]  # the hold was released: that it trains from here on is meant
         phase = Phase(self.name, path, training, grad, at, step, 1, place, (), on)
         self.open_phase = phase, self.statistics()
 

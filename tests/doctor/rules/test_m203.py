@@ -138,3 +138,19 @@ def test_the_remedy_in_memory_holds_the_mode_and_nothing_else(frozen):
     assert not net.trunk[1].training
     assert not net.trunk[3].training
     assert isinstance(net.trunk[1], nn.BatchNorm1d)
+
+
+def test_what_a_hold_let_go_of_is_meant_to_train():
+    with fl.watch() as seen:
+        net = m203.make()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        hold = fl.freeze(net, "trunk", optimizer=optimizer)
+        net.train()
+        m203.train_epoch(net, optimizer)
+        net.eval()
+        with torch.no_grad():
+            net(torch.randn(16, 4))
+        hold.thaw()
+        net.train()
+        m203.train_epoch(net, optimizer)
+    assert [f for f in examine(seen) if f.code == "M203"] == []
