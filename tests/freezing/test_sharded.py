@@ -132,6 +132,21 @@ model.eval()(torch.randn(2, 4))
 case["moved"] = hold.diff().paths
 taken.restore(model)
 case["restored"] = same(full(model), start)
+optimizer = sgd(model.parameters())
+step(model, optimizer)
+hold.thaw()
+model.eval()(torch.randn(2, 4))
+again = fl.freeze(model, "1", optimizer=optimizer)
+step(model, optimizer)
+case["frozen while gathered"] = said(again.verify), [p.requires_grad for p in model[1].parameters()]
+model.eval()(torch.randn(2, 4))
+again.thaw()
+model.train()(torch.randn(2, 4)).sum().backward()
+case["thawed while gathered"] = [p.requires_grad and p.grad is not None for p in model[1].parameters()]
+model.eval()(torch.randn(2, 4))
+model[1].requires_grad_(False)
+model.reshard()
+case["naive freeze"] = [p.requires_grad for p in model[1].parameters()]
 naive = shard(build())
 loss = naive(torch.randn(2, 4)).sum()
 naive[1].weight.detach().numpy()
@@ -312,6 +327,13 @@ class TestGathered:
 
     def test_the_step_goes_on_after_a_look(self, ranks: Any):
         assert [rank["gathered"]["backward"] for rank in ranks] == ["", ""]
+
+    def test_freezing_and_thawing_reach_the_shards(self, ranks: Any):
+        assert [rank["gathered"]["frozen while gathered"] for rank in ranks] == [["", [False, False]]] * 2
+        assert [rank["gathered"]["thawed while gathered"] for rank in ranks] == [[True, True]] * 2
+
+    def test_a_flag_on_a_gathered_parameter_is_lost(self, ranks: Any):
+        assert [rank["gathered"]["naive freeze"] for rank in ranks] == [[True, True]] * 2
 
     def test_a_look_by_numpy_ends_the_step(self, ranks: Any):
         assert all("Trying to resize storage" in rank["gathered"]["naive"] for rank in ranks)

@@ -25,6 +25,7 @@ from frostline.freezing.step_guard import Place, StepGuard, as_optimizers
 from frostline.state import names
 from frostline.state.changes import Change, StateDiff
 from frostline.state.selection import Selector, exactly, select
+from frostline.state.shards import reshard
 from frostline.state.snapshot import Snapshot, record_entries
 
 What: TypeAlias = Literal["everything", "buffers"]
@@ -144,6 +145,7 @@ class Hold:
         if root is None or not self._paths:
             self._forget()
             return
+        reshard(root)
         looks = not allow_unsynced_gradients and several_processes()
         if not selectors:
             if looks:
@@ -200,6 +202,7 @@ class Hold:
             CannotFreeze: as for :func:`freeze`; then the hold is as it was.
         """
         root = self._live_root("refresh")
+        reshard(root)
         plan = plan_freeze(root, *self._selectors, level=self.level, handlers=self._handlers)
         refuse_freeze(plan)
         new_modules = [p for p in plan.gripped if not self._is_on(root.get_submodule(p))]

@@ -17,6 +17,7 @@ from frostline.freezing.live_wrappers import refuse_freeze
 from frostline.freezing.plan import FreezePlan, Level, Lock, plan_freeze, warn_of_ties
 from frostline.freezing.step_guard import as_optimizers
 from frostline.state.selection import Selector, exactly, select
+from frostline.state.shards import reshard
 
 
 def freeze(
@@ -79,6 +80,7 @@ def freeze(
     if lock not in get_args(Lock):
         raise CannotFreeze(f"freeze(lock={lock!r}): no such lock.\n  fix: one of {', '.join(get_args(Lock))}")
     optimizers = as_optimizers(optimizer)
+    reshard(model)  # a flag that is set on a parameter which FSDP2 gathered for a pass goes away with it
     plan = plan_freeze(model, *selectors, level=level, handlers=handlers)
     if lock == "hard":
         _refuse_graph_modules(plan)
