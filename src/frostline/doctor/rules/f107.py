@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from frostline.audit.seen import ModelSeen, Seen, TensorSeen
 from frostline.doctor.rule import Found, Rule
-from frostline.doctor.telling import biggest, counted, drift_of, freezer, last_mode_call, selectors_of, writer
+from frostline.doctor.telling import biggest, call_at, counted, drift_of, freezer, last_mode_call, selectors_of, writer
 from frostline.findings import Safety, Severity
 from frostline.state import names
 
@@ -26,7 +26,7 @@ def look(seen: Seen) -> Iterator[Found]:
         evidence += writer(worst)
         evidence.append(
             f"training=True in {counted(len(layers), 'layer')}"
-            + (f" (set by {call.place.text} at {call.place})" if call is not None else "")
+            + (f" (set by {call_at(call.place)})" if call is not None else "")
             + f"; {why} does not stop statistics"
         )
         still = [t for t in model.parameters if t.must_stay and not t.moved]
