@@ -678,3 +678,20 @@ def test_a_tensor_without_bytes_inside_a_value_is_refused_by_name() -> None:
 def test_streams_count_by_their_content() -> None:
     """Some quantization libraries return a stream from `get_extra_state`."""
     assert digest_value(io.BytesIO(b"a")) == digest_value(io.BytesIO(b"a")) != digest_value(io.BytesIO(b"b"))
+
+
+def test_a_look_leaves_the_storage_as_resizable_as_it_was() -> None:
+    """FSDP2 frees gathered parameters by resizing their storage, and fails on one that ``numpy()`` has seen."""
+    tensor = torch.ones(1000)
+    digest(tensor)
+    digest_all({"a": tensor})
+    tensor.untyped_storage().resize_(0)
+    naive = torch.ones(1000)
+    naive.numpy()
+    with pytest.raises(RuntimeError, match="not resizable"):
+        naive.untyped_storage().resize_(0)
+
+
+def test_copies_that_are_made_for_hashing_live_as_long() -> None:
+    turned = torch.arange(4096.0).view(64, 64).t()
+    assert {digest(turned) for _ in range(50)} == {digest(turned.contiguous())}
