@@ -192,6 +192,7 @@ class TestShards:
             (lambda m: m.state_dict_metadata["w"].properties.__setattr__("dtype", None), "a dtype that is none"),
             (lambda m: m.planner_data.update(w=("a",) * 200), "keys of an entry"),
             (lambda m: setattr(m, "storage_data", None), "no places of entries"),
+            (lambda m: setattr(m.state_dict_metadata["w"], "size", torch.Size((1,) * 5000)), "more than 64 dimensions"),
         ],
     )
     def test_an_index_that_is_wrong(self, alter: Any, said: str, tmp_path: Path):

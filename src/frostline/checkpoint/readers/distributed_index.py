@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from frostline.checkpoint.readers.file_tensor import Misfit, check_shape
+from frostline.checkpoint.readers.file_tensor import MOST_DIMENSIONS, Misfit, check_shape
 from frostline.checkpoint.readers.pickle_data import BadPickle, read_pickle
 from frostline.checkpoint.readers.pickle_names import Damaged, Opaque, Record
 from frostline.checkpoint.readers.refusals import cut_short, shown, unsafe
@@ -264,4 +264,6 @@ def _sizes(value: object, name: str) -> tuple[int, ...]:
     if not isinstance(value, tuple):  # `torch.Size` is one
         raise Damaged(f"a shape or an offset that is none, of {name}")
     check_shape(value)
+    if len(cast("tuple[int, ...]", value)) > MOST_DIMENSIONS:
+        raise Damaged(f"more than {MOST_DIMENSIONS} dimensions, of {name}")
     return tuple(cast("tuple[int, ...]", value))
