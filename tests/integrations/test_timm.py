@@ -250,7 +250,7 @@ class TestFrozenToHold:
         gained = {f"{path}.num_batches_tracked" for path in held.paths}
         assert moved(saved, bytes_of(net)) == gained
         assert all(int(m.num_batches_tracked) == 0 for m in ours)
-        # Row F22: not equal to the bit, 9.5e-7 in one layer. Measured here: 2e-7 of the largest output; fifty times that.
+        # Row F22: not equal to the bit, 9.5e-7 in one layer. Here 2e-7 of the largest output; fifty times that.
         out = net(x)
         assert not torch.equal(out, expected)
         assert torch.allclose(out, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
