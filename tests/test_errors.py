@@ -82,6 +82,7 @@ def test_exit_codes() -> None:
         "FrozenStateMoved": 1,
         "RanksDiffer": 1,
         "FindingsFound": 1,
+        "ProcessLost": 1,
         "CorruptData": 3,
         "ShortcutDiffers": 1,
         "CorruptBaseline": 3,

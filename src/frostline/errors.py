@@ -31,6 +31,7 @@
     │   └── UnsafeCheckpoint              it wants to run code
     ├── TrainingDiverged (ArithmeticError)  the loss is not a number
     │   └── InnerLoopDiverged             adapting to a task blew up; carries ``report``
+    ├── ProcessLost (RuntimeError)        another process of a run has ended
     ├── MetaError (ValueError)            a few-shot learner and its tasks do not go together
     │   └── PolicyError                   no such statistics policy, or none that this model can have
     ├── FindingsFound (RuntimeError)      a run was to end where the doctor finds mistakes; carries ``findings``
@@ -234,6 +235,20 @@ class InnerLoopDiverged(TrainingDiverged):
 
     def __reduce__(self) -> tuple[type[InnerLoopDiverged], tuple[str, Any]]:
         return type(self), (str(self), self.report)
+
+
+class ProcessLost(FrostlineError, RuntimeError):
+    """Another process of a run has ended, and the run with it; the message says what is kept.
+
+    Attributes:
+        speaks: whether this process is the one of those that are left which tells the user.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, speaks: bool = True) -> None:
+        super().__init__(message)
+        self.speaks = speaks
 
 
 class MetaError(FrostlineError, ValueError):

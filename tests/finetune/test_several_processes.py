@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
+from two_ranks import free_port
+
+from frostline.finetune import FinetuneConfig, run
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port"]
@@ -20,16 +24,24 @@ ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2
 COMMAND = ["-m", "frostline", "finetune", "--device", "cpu"]
 
 
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
+def command(launcher: list[str], *options: str) -> list[str]:
+    return [sys.executable, "-m", *launcher, free_port(), *COMMAND, *options]
 
 
-def launch(launcher: list[str], *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *launcher, free_port(), *COMMAND, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def launch(launcher: list[str], *options: str, **where: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(launcher, *options),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **where,
+    )
 
 
 def bits(path: Path) -> dict[str, bytes]:
@@ -69,6 +81,25 @@ def test_what_is_held_stays_and_one_process_speaks(launched: tuple[Path, subproc
     assert len(certificate["naive"]["moved"]) == 9
 
 
+def test_one_process_holds_the_same_and_comes_to_the_same(
+    launched: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+):
+    """The trunk that is held is trained in the run, on every process alone: equal to the bit.
+
+    The head then trains on halves of the same batches. Sums of floats come in another order, and AdamW divides by what
+    gradients were: the loss of an epoch may differ by some units of the last place of float32 (6e-8) for each of its 22
+    steps; four times as much is allowed.
+    """
+    one = run(FinetuneConfig(epochs=2, batch_size=128, naive=False, device="cpu"), tmp_path / "run")
+    certificate = json.loads((launched[0] / "certificate.json").read_text())
+    assert certificate["held"] == json.loads(json.dumps(one.certificate["held"]))
+    there = [row for row in accuracies(launched[0]) if "naive" not in row[0]]
+    here = accuracies(tmp_path / "run")
+    assert [row[:3] for row in there] == [row[:3] for row in here]
+    for two, alone in zip(there, here, strict=True):
+        assert two[3] == pytest.approx(alone[3], rel=22 * 4 * 6e-8)
+
+
 def test_accelerate_launch_resumes_to_the_same_result(
     launched: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ):
@@ -89,3 +120,61 @@ def test_a_batch_that_cannot_be_split_is_said_once(tmp_path: Path):
     assert done.returncode != 0
     assert done.stderr.count("error: --batch-size 31 cannot be split evenly over 2 processes.") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["gradual", "discriminative"])
+def test_what_is_unfrozen_on_the_way_is_exchanged(small_net: str, photos: Path, tmp_path: Path, strategy: str):
+    """Every parameter and every statistic is compared between the processes at the end; the run fails if one differs.
+
+    Batches of 8 and of 4 images, as 12 are there.
+    """
+    settings = ["--data", str(photos), "--model", f"{small_net}:Net", "--workers", "0", "--epochs", "3"]
+    settings += ["--batch-size", "8", "--strategy", strategy, "--lr", "0.01", "--out", str(tmp_path / "run")]
+    done = launch(TORCHRUN, *settings)
+    assert done.returncode == 0, done.stderr
+    assert ("unfrozen: " in done.stdout) == (strategy == "gradual")
+    (start,) = (tmp_path / "run" / "checkpoints").glob("*.start.*")
+    last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    before, after = bits(start), bits(last)
+    assert before["model/trunk.stem.weight"] != after["model/trunk.stem.weight"]
+    assert before["model/trunk.norm.running_mean"] != after["model/trunk.norm.running_mean"]
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_one_error_and_a_good_checkpoint(
+    small_net: str, photos: Path, tmp_path: Path
+):
+    folder = tmp_path / "run"
+    settings = ["--data", str(photos), "--model", f"{small_net}:Net", "--workers", "0", "--epochs", "4000"]
+    settings += ["--prefix", "folded", "--out", str(folder)]
+    launcher = subprocess.Popen(
+        command(TORCHRUN, *settings), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").is_file() or (folder / "metrics.jsonl").read_text().count("\n") < 3:
+            assert launcher.poll() is None, launcher.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(worker_of(launcher.pid, rank=1), signal.SIGKILL)
+        out, err = launcher.communicate(timeout=120)
+    finally:
+        launcher.kill()
+    assert launcher.returncode != 0
+    assert err.count("error: another process of this run has ended, and the run with it") == 1
+    kept = err.split("kept: the last good checkpoint, ")[1].splitlines()[0]
+    assert bits(Path(kept))
+    assert "then go on with --resume" in err
+    assert "held:" not in out
+
+
+def worker_of(launcher: int, *, rank: int) -> int:
+    """The process id of a worker, found by what the launcher put into its environment."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (path / "environ").read_text().split("\0")
+        except (OSError, IndexError):
+            continue
+        if parent == launcher and f"RANK={rank}" in variables:
+            return int(path.name)
+    raise AssertionError("no such worker")

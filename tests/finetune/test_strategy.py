@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
-from frostline.errors import ModelError
 from frostline.finetune import FinetuneConfig, resume, run
 from frostline.finetune.config import ConfigError
 from frostline.finetune.strategy import STRATEGIES, groups_for, rate_factor, unfreezing_for
@@ -105,18 +103,6 @@ def test_settings_that_make_no_sense(options: Any, said: str):
     with pytest.raises(ConfigError) as caught:
         FinetuneConfig(**options)
     assert said in str(caught.value)
-
-
-def test_several_processes_cannot_unfreeze(recorder: Any):
-    from frostline.finetune.loop import _schedule
-    from frostline.finetune.problem import Phase
-
-    class Two:
-        num_processes = 2
-
-    phase = Phase("new", 4, 0.1, (), [], [], "gradual")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="--strategy gradual on 2 processes: DistributedDataParallel"):
-        _schedule(model(), phase, torch.optim.SGD(model().parameters()), 10, Two())
 
 
 # Runs

@@ -113,7 +113,7 @@ found["as it was"] = before == (flags(net), hold.paths, bits(net), gradients(net
 
 # The naive twin: the same loop, thawed by hand, fails the check that ours has to pass.
 net.zero_grad()
-hold.thaw(allow_unsynced_gradients=True)
+net.trunk.requires_grad_(True)
 loss_of(data(1))(ddp).backward()
 found["naive thaw"] = alike(gradients(net))
 del ddp
@@ -166,7 +166,7 @@ for way in ("naive", "ours"):
     old.register_comm_hook("old", counting(calls))
     old(data())
     if way == "naive":
-        hold.thaw(allow_unsynced_gradients=True)
+        net.trunk.requires_grad_(True)
         new = DDP(net)
         new.register_comm_hook("new", counting(calls))
     else:
@@ -189,7 +189,7 @@ for way in ("naive", "ours"):
     old.train()(data()).square().mean().backward()
     own = net.trunk[1].running_mean.tolist()
     if way == "naive":
-        hold.thaw(allow_unsynced_gradients=True)
+        net.trunk.requires_grad_(True)
         ddp = DDP(net)
     else:
         ddp = rewrap(old, hold.thaw)
@@ -303,11 +303,26 @@ try:
 except KeyError:
     found["block that fails"] = with_error.trunk[0].weight.requires_grad
 del ddp
-def block():
-    with fl.frozen(with_error, "trunk"):
-        found["kept"] = wrap(with_error)
-found["block that ends"] = refused(block)
-del found["kept"]
+with fl.frozen(with_error, "trunk"):
+    ddp = wrap(with_error)
+    loss_of(data())(ddp).backward()
+found["block that ends"] = with_error.trunk[0].weight.requires_grad
+with torch.no_grad():
+    found["evaluates on"] = alike(ddp(data(7, of=0)).tolist())
+found["evaluates with gradients"] = ddp.eval()(data()).requires_grad
+found["trains on"] = refused(lambda: ddp.train()(data()))
+hold = fl.freeze(with_error, "trunk")
+loss_of(data())(ddp).backward()
+found["trains within a hold"] = with_error.trunk[0].weight.grad is None
+hold.close()
+hold = fl.freeze(with_error, "trunk")
+hold.close()
+found["trains on, again"] = refused(lambda: ddp(data()))
+ddp = rewrap(ddp, lambda: None)
+with_error.zero_grad()
+loss_of(data())(ddp).backward()
+found["trains anew"] = alike(gradients(with_error))
+del ddp
 """
 
 SCHEDULE = '''
@@ -537,14 +552,14 @@ for way in ("naive", "ours"):
     net = Net()
     net.b.requires_grad_(False)
     with fl.watch() as seen:
-        hold = fl.freeze(net, "trunk")
+        hold = fl.freeze(net, "trunk") if way == "ours" else net.trunk.requires_grad_(False)
         ddp = wrap(net)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         for step in range(6):
             if step == 3 and way == "ours":
                 ddp = rewrap(ddp, hold.thaw)
             elif step == 3:
-                hold.thaw(allow_unsynced_gradients=True)
+                net.trunk.requires_grad_(True)
             optimizer.zero_grad()
             loss_of(data(step))(ddp.train()).backward()
             optimizer.step()
@@ -581,8 +596,20 @@ class TestThaw:
         assert [rank["block that fails"] for rank in ranks] == [True, True]
         assert [rank["schedule that fails"] for rank in ranks] == [["KeyError", True]] * 2
 
-    def test_a_block_that_ends_well_under_a_wrapper_is_refused(self, ranks):
-        assert [rank["block that ends"][0] for rank in ranks] == ["CannotThaw"] * 2
+    def test_a_block_that_ends_releases_and_its_wrapper_trains_no_more(self, ranks):
+        for rank in ranks:
+            assert rank["block that ends"]
+            assert rank["evaluates on"]
+            assert rank["evaluates with gradients"]
+            kind, said = rank["trains on"]
+            assert kind == "CannotThaw"
+            assert "trunk.[0-1].weight" in said
+            assert "DistributedDataParallel(model) anew" in said
+            assert rank["trains on, again"][0] == "CannotThaw"
+
+    def test_it_trains_within_a_hold_and_wrapped_anew(self, ranks):
+        assert [rank["trains within a hold"] for rank in ranks] == [True, True]
+        assert [rank["trains anew"] for rank in ranks] == [True, True]
 
 
 class TestRewrap:

@@ -20,6 +20,7 @@ from frostline.checkpoint.plan_load import plan_load as plan_load
 from frostline.checkpoint.probe import Probe as Probe
 from frostline.checkpoint.probe import probe_statistics as probe_statistics
 from frostline.checkpoint.rules import Rename as Rename
+from frostline.checkpoint.save_distributed import save_distributed as save_distributed
 from frostline.checkpoint.tensor_writer import write_tensors as write_tensors
 from frostline.checkpoint.verify import Verification as Verification
 from frostline.checkpoint.verify import verify as verify

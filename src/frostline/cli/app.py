@@ -10,7 +10,7 @@ import typer
 
 from frostline import __version__
 from frostline.cli.commands import LateGroup
-from frostline.errors import FrostlineError
+from frostline.errors import FrostlineError, ProcessLost
 
 app = typer.Typer(
     name="frostline",
@@ -51,6 +51,11 @@ def run() -> None:
     warnings.showwarning = _show_warning
     try:
         app(prog_name="frostline")
+    except ProcessLost as error:
+        # The first process may be the one that is gone.
+        if error.speaks:
+            sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
     except FrostlineError as error:
         _say(f"error: {error}")
         sys.exit(error.exit_code)

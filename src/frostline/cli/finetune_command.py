@@ -135,6 +135,7 @@ def finetune(
     """
     from frostline import finetune as room
     from frostline.cli.finetune_tasks import finetune_tasks, refuse_to_resume_tasks
+    from frostline.finetune.lost_process import termination_told
 
     settings: dict[str, Any] = {
         "data": data,
@@ -166,7 +167,7 @@ def finetune(
     if patience is not None and resume is None:
         raise FrostlineError("--patience is for heads that train with --task\n  fix: leave it out, or add --task")
     try:
-        with Live(ERRORS if as_json else OUTPUT) as live:
+        with termination_told(), Live(ERRORS if as_json else OUTPUT) as live:
             if resume is None:
                 config = room.FinetuneConfig(**settings)
                 result = room.run(config, out, progress=live)

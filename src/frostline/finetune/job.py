@@ -17,17 +17,20 @@ from torch.utils.data import DataLoader, Subset
 
 from frostline.errors import MissingExtra, TrainingDiverged
 from frostline.extras import require
+from frostline.finetune.alone import Alone, one_thread, same_on_all
 from frostline.finetune.certificate import certify
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.digits_problem import digits_problem
 from frostline.finetune.folder_problem import folder_problem
 from frostline.finetune.loop import fit, make_accelerator
+from frostline.finetune.lost_process import lost_process_told
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.naive import train_naively
 from frostline.finetune.page import run_page, spent_bars, time_spent
 from frostline.finetune.problem import Problem
 from frostline.finetune.progress import Progress, Silent
 from frostline.finetune.shortcut import shortcut_for
+from frostline.freezing import verify_ranks
 from frostline.report import render_run, sum_spent
 from frostline.runs.run_folder import RunFolder, free_folder
 from frostline.runs.time_spent import TimeSpent
@@ -154,6 +157,7 @@ class _Job:
         with self.spent("preparing"):
             self.accelerator = make_accelerator(config)
         self.main: bool = self.accelerator.is_main_process
+        self.several: bool = self.accelerator.num_processes > 1
         self.progress: Progress = progress if self.main else Silent()
         self.at = _Progress()
         # How many of the rows are from before this process.
@@ -170,7 +174,8 @@ class _Job:
                 self.progress.say(f"run folder {self.folder.path}")
             for line in problem.notes:
                 self.progress.say(line)
-            return self._train(problem)
+            with lost_process_told(self._kept):
+                return self._train(problem)
 
     def _open(self, out: Path, *, resume: bool) -> RunFolder:
         if resume:
@@ -213,8 +218,13 @@ class _Job:
         for number in range(self.at.phase, last):
             if self.at.tensors is not None:
                 unpack_model(model, self.at.tensors)
-            with train_task(model, problem.phases[number].task, trunk=problem.phases[number].trunk):
-                self._fit(problem, number)
+            # What comes before the phase that is proven is the start: the same on any number of processes and threads.
+            with (
+                one_thread(self.accelerator.device),
+                train_task(model, problem.phases[number].task, trunk=problem.phases[number].trunk),
+            ):
+                self._fit(problem, number, Alone(self.accelerator) if self.several else self.accelerator)
+            same_on_all(model)
             self.at = _Progress(phase=number + 1, rows=self.at.rows)
         with self.spent("proof"):
             return self._prove(problem, last)
@@ -235,7 +245,9 @@ class _Job:
         with train_task(model, phase.task, probe=probe, labels=labels, trunk=phase.trunk) as training:
             if self.at.tensors is not None:
                 unpack_model(model, self.at.tensors)
-            self._fit(problem, number)
+            self._fit(problem, number, self.accelerator)
+            if self.several:
+                verify_ranks(model, what="everything")
             reference = training.hold.reference
             rows = held_rows(reference, model)
         report = training.report
@@ -263,7 +275,7 @@ class _Job:
         within = sum(sum(time_spent(row).values()) for row in self.at.rows[self.known :])
         return {**outside, "starting": max(0.0, epochs - within)}
 
-    def _fit(self, problem: Problem, number: int) -> None:
+    def _fit(self, problem: Problem, number: int, accelerator: Any) -> None:
         phase, at = problem.phases[number], self.at
 
         def after_epoch(row: EpochRow, optimizer: Optimizer, unfreezing: str) -> None:
@@ -283,12 +295,12 @@ class _Job:
         problem.model.to(self.accelerator.device)
         with self.spent("prefix"):
             shortcut = shortcut_for(
-                problem.model, phase, self.config, self.accelerator, self.folder.path, self.progress, self.spent
+                problem.model, phase, self.config, accelerator, self.folder.path, self.progress, self.spent
             )
         try:
             with self.spent(EPOCHS):
                 fit(
-                    self.accelerator,
+                    accelerator,
                     problem.model,
                     phase,
                     self.config,

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from frostline.errors import DataError, ModelError, TrainingDiverged, name_some
 from frostline.extras import require
+from frostline.finetune.alone import moving
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.metrics import EpochRow
 from frostline.finetune.problem import Phase
 from frostline.finetune.progress import Progress
+from frostline.finetune.shares import Shares
 from frostline.finetune.shortcut import Shortcut, whole_model
 from frostline.finetune.strategy import groups_for, rate_factor, unfreezing_for
+from frostline.freezing import rewrap, wrap
+from frostline.norms import merge_statistics
 from frostline.optim.unfreezing import Unfreezing
 from frostline.runs.device import pick_device
 from frostline.runs.seeds import drops_last, mix_seed, order_of
@@ -104,7 +109,7 @@ def fit(
     """Train the head of one phase; what is held, is held by the caller.
 
     Args:
-        accelerator: from :func:`make_accelerator`.
+        accelerator: from :func:`make_accelerator`, or :class:`~frostline.finetune.alone.Alone`.
         model: the trunk with its heads; moved to the device and left in train mode.
         phase: what to train on.
         config: batch size, seed, workers.
@@ -119,19 +124,26 @@ def fit(
     Raises:
         TrainingDiverged: the loss is not finite, and the model is as that step found it; or the logits on the
             validation data are not, before ``after_epoch`` is called.
-        ModelError: the strategy unfreezes on several processes.
+        RanksDiffer: processes do not hold the same.
     """
-    optimizer = torch.optim.AdamW(groups_for(model, phase.task, phase.strategy, phase.lr), lr=phase.lr)
+    inner = torch.optim.AdamW(groups_for(model, phase.task, phase.strategy, phase.lr), lr=phase.lr)
     shortcut = shortcut or whole_model(phase, config)
     train, val = _loaders(shortcut, config, accelerator)
     # The data loader draws a seed for its workers when it is iterated: from here on, everything depends on the seed.
-    wrapped, optimizer, train, val = accelerator.prepare(model, optimizer, train, val)
-    inner = _inner(optimizer)
-    schedule = _schedule(model, phase, inner, len(train), accelerator)
+    several: bool = accelerator.num_processes > 1
+    shares: Shares = train.batch_sampler
+    train = moving(train, accelerator.device)
+    # Before the model is wrapped: what the schedule holds back is nothing that a wrapper should wait for.
+    schedule = _schedule(model, phase, inner, len(train))
     if packed is not None:
         unpack_optimizer(inner, *packed)
         if schedule is not None:
             schedule.load_state_dict(json.loads(packed[1]["unfreezing"]))
+    if several:
+        optimizer, val = accelerator.prepare(inner, val)
+        wrapped: Any = wrap(model.to(accelerator.device), **_device_of(accelerator))
+    else:
+        wrapped, optimizer, val = accelerator.prepare(model, inner, val)
     progress.begin(name, phase.epochs, done)
     with schedule or nullcontext():
         for epoch in range(done + 1, phase.epochs + 1):
@@ -152,6 +164,8 @@ def fit(
                 features = _features(shortcut, inputs, spent)
                 logits = shortcut.logits(wrapped, features, phase.task)
                 loss = torch.nn.functional.cross_entropy(logits, labels)
+                if several:
+                    loss = loss * shares.weight(step - 1)
                 value = float(accelerator.reduce(loss.detach(), reduction="mean"))
                 if not _finite(value):
                     raise TrainingDiverged(
@@ -161,8 +175,12 @@ def fit(
                     )
                 accelerator.backward(loss)
                 optimizer.step()
-                total, samples = total + value * len(labels), samples + len(labels)
+                count = shares.count(step - 1)
+                total, samples = total + value * count, samples + count
                 progress.step(name, epoch, step, len(train), value)
+            if several:
+                # Each process has the statistics of its own part of the data; what is held is left alone.
+                merge_statistics(model)
             # Before anything is kept: a last step of an epoch can break the weights behind a loss that was finite.
             accuracy = _accuracy(accelerator, wrapped, spent.waits("loading", val), phase.task, shortcut, spent)
             if accuracy is None:
@@ -184,7 +202,10 @@ def fit(
             )
             progress.epoch(row)
             if schedule is not None:
-                unfrozen = schedule.epoch_end(accuracy)
+                unfrozen: list[str] = []
+                turn = partial(_turn, schedule, accuracy, unfrozen)
+                # A wrapper exchanges the gradients of what trained when it was made.
+                wrapped = rewrap(wrapped, turn) if several else turn() or wrapped
                 if unfrozen:
                     progress.say(f"  unfrozen: {name_some([str(each) for each in fold(unfrozen)])}")
             if after_epoch is not None:
@@ -205,17 +226,19 @@ def note_rates(rates: dict[str, list[float]], optimizer: Optimizer, schedule: Un
         rates.setdefault(group["name"], []).append(float(group["lr"]) * factor)
 
 
-def _schedule(model: TaskModel, phase: Phase, optimizer: Optimizer, steps: int, accelerator: Any) -> Unfreezing | None:
+def _schedule(model: TaskModel, phase: Phase, optimizer: Optimizer, steps: int) -> Unfreezing | None:
     unfreeze = unfreezing_for(model, phase.strategy, phase.epochs, steps)
-    if unfreeze is None:
-        return None
-    if accelerator.num_processes > 1:
-        raise ModelError(
-            f"--strategy {phase.strategy} on {accelerator.num_processes} processes: DistributedDataParallel exchanges "
-            "no gradients of what is unfrozen after it was made, and does not say so.\n"
-            "  fix: one process, or --strategy head, full or discriminative"
-        )
-    return Unfreezing(unfreeze, model, optimizer)
+    return None if unfreeze is None else Unfreezing(unfreeze, model, optimizer)
+
+
+def _turn(schedule: Unfreezing, accuracy: float, unfrozen: list[str]) -> None:
+    """End an epoch of the schedule, and note what it unfreezes."""
+    unfrozen += schedule.epoch_end(accuracy)
+
+
+def _device_of(accelerator: Any) -> dict[str, Any]:
+    device: torch.device = accelerator.device
+    return {"device_ids": [device.index or 0]} if device.type == "cuda" else {}
 
 
 @torch.no_grad()
@@ -249,24 +272,19 @@ def _loaders(shortcut: Shortcut, config: FinetuneConfig, accelerator: Any) -> tu
     if size < 2:
         raise DataError(f"only {size} sample to train on.\n  fix: more images")
     common: dict[str, Any] = {
-        "batch_size": config.batch_size,
         "num_workers": 0 if shortcut.cached or isinstance(shortcut.train, TensorDataset) else config.workers,
         "pin_memory": accelerator.device.type == "cuda",
     }
-    train: DataLoader[Any] = DataLoader(
-        shortcut.train,
-        sampler=EpochSampler(size, config.seed),
+    shares = Shares(
+        EpochSampler(size, config.seed),
+        config.batch_size,
         drop_last=drops_last(size, config.batch_size),
-        **common,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
     )
-    val: DataLoader[Any] = DataLoader(shortcut.val, shuffle=False, **common)
+    train: DataLoader[Any] = DataLoader(shortcut.train, batch_sampler=shares, **common)
+    val: DataLoader[Any] = DataLoader(shortcut.val, batch_size=config.batch_size, shuffle=False, **common)
     return train, val
-
-
-def _inner(optimizer: Any) -> Optimizer:
-    while not type(optimizer).__module__.startswith("torch."):
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 def _finite(value: float) -> bool:

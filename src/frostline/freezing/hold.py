@@ -17,7 +17,7 @@ from frostline.errors import CannotFreeze, FrozenStateMoved, HoldReleased, Nothi
 from frostline.findings import Finding, Safety, Severity
 from frostline.freezing.grips import drop_gradients, freed_by, grip, release
 from frostline.freezing.handlers import Handler
-from frostline.freezing.live_wrappers import refuse_freeze, refuse_thaw, several_processes
+from frostline.freezing.live_wrappers import end_training, refuse_freeze, refuse_thaw, several_processes
 from frostline.freezing.mode_lock import is_locked
 from frostline.freezing.plan import FreezePlan, Level, plan_freeze, plan_selection, warn_of_ties
 from frostline.freezing.probe import probe as run_probe
@@ -120,7 +120,7 @@ class Hold:
             )
         return diff
 
-    def thaw(self, *selectors: Selector, allow_unsynced_gradients: bool = False) -> None:
+    def thaw(self, *selectors: Selector) -> None:
         """Release the hold, or a part of it; a second time does nothing.
 
         Modes, ``requires_grad``, dropout rates and observer switches become what they were before the first hold on
@@ -129,13 +129,12 @@ class Hold:
 
         Args:
             *selectors: the part to release; none releases everything.
-            allow_unsynced_gradients: thaw also what a live DistributedDataParallel would exchange no gradients of; for
-                the end of training.
 
         Raises:
             NothingSelected: a selector matches nothing that this hold holds.
             CannotThaw: on several processes, a live DistributedDataParallel would exchange no gradients of what is
-                released; :func:`~frostline.freezing.rewrap` thaws and wraps anew. Nothing is released then.
+                released; :func:`~frostline.freezing.rewrap` thaws and wraps anew, :meth:`close` is for the end of
+                training. Nothing is released then.
             CannotFreeze: single statistics of a norm layer would be left, which cannot be held without the layer.
 
         Warns:
@@ -146,7 +145,7 @@ class Hold:
             self._forget()
             return
         reshard(root)
-        looks = not allow_unsynced_gradients and several_processes()
+        looks = several_processes()
         if not selectors:
             if looks:
                 refuse_thaw(root, freed_by(root, self.token))
@@ -163,7 +162,7 @@ class Hold:
                 f"  held: {name_some([str(f) for f in names.fold(self._paths)], rest='hold.paths')}"
             )
         if plan is None or not kept:
-            self.thaw(allow_unsynced_gradients=allow_unsynced_gradients)
+            self.thaw()
             return
         # By object: what is still held under another name is not released.
         modules = {id(m) for m in [*plan.locked.values(), *(m for m, _ in plan.handled.values())]}
@@ -190,6 +189,19 @@ class Hold:
             parameters=[p for p in self._parameters if p in plan.parameters],
             reference=reference,
         )
+
+    def close(self) -> None:
+        """Release the hold at the end of training, which is also what the end of ``with frozen(...)`` does.
+
+        As :meth:`thaw`, but nothing is refused: where a live DistributedDataParallel would exchange no gradients of
+        what is released, it is that wrapper which refuses to train on; it still evaluates.
+        """
+        root = self._root()
+        if root is not None and self._paths:
+            if several_processes():
+                end_training(root, freed_by(root, self.token))
+            release(root, self.token)
+        self._forget()
 
     def refresh(self) -> None:
         """Hold the part as it is now: take in modules and parameters that are new there, and digest anew.

@@ -9,9 +9,11 @@ something is thawed or frozen.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -144,8 +146,54 @@ def refuse_thaw(model: nn.Module, freed: Mapping[str, nn.Parameter]) -> None:
             f"  where: {_named(missed)}\n"
             "  fix: ddp = frostline.freezing.rewrap(ddp, hold.thaw); with a schedule: rewrap(ddp, "
             "unfreezing.epoch_end)\n"
-            "  when training is over: hold.thaw(allow_unsynced_gradients=True)"
+            "  when training is over: hold.close()"
         )
+
+
+def end_training(model: nn.Module, freed: Mapping[str, nn.Parameter]) -> None:
+    """Let live wrappers refuse to train where they would exchange no gradients of these parameters.
+
+    They go on evaluating. A wrapper trains again when these parameters are frozen again; one that
+    :func:`~frostline.freezing.rewrap` makes of it takes them in.
+
+    Args:
+        model: the model.
+        freed: path to parameter that is about to require a gradient.
+    """
+    for wrapper in wrappers_of(model) if freed else []:
+        if _ALLOWED in vars(wrapper):
+            continue
+        taken = exchanged_by(wrapper)
+        minded = minded_by(wrapper)
+        missed = [p for p in freed.values() if id(p) not in taken and any(p is each for each in minded.values())]
+        if missed:
+            wrapper.forward = _Ended(wrapper, missed)  # type: ignore[method-assign]
+
+
+class _Ended:
+    """The forward pass of a wrapper whose training is over."""
+
+    def __init__(self, wrapper: DistributedDataParallel, missed: Sequence[nn.Parameter]) -> None:
+        before = wrapper.forward
+        earlier = isinstance(before, _Ended)
+        self._forward: Any = before._forward if earlier else before
+        self._known: list[nn.Parameter] = [*(before._known if earlier else []), *missed]
+        self._wrapper = weakref.ref(wrapper)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        wrapper = self._wrapper()
+        trains = wrapper is not None and wrapper.training and torch.is_grad_enabled()
+        if trains and any(parameter.requires_grad for parameter in self._known):
+            assert wrapper is not None
+            known = {id(parameter) for parameter in self._known if parameter.requires_grad}
+            paths = [path for path, p in wrapper.module.named_parameters() if id(p) in known]
+            raise CannotThaw(
+                "this DistributedDataParallel took in the parameters that required a gradient when it was made. What "
+                "was held then is held no more, and it would exchange no gradients of it.\n"
+                f"  where: {_named(paths)}\n"
+                "  fix: DistributedDataParallel(model) anew, or go on within the hold"
+            )
+        return self._forward(*args, **kwargs)
 
 
 def refuse_freeze(plan: FreezePlan) -> None:

@@ -120,7 +120,6 @@ def frozen(
 
     Raises:
         FrozenStateMoved: at the end, if something that was held moved.
-        CannotThaw: at the end, as for :meth:`Hold.thaw`; an error of the block itself comes first.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
@@ -131,14 +130,12 @@ def frozen(
         True
     """
     hold = freeze(model, *selectors, level=level, optimizer=optimizer, lock=lock, probe=probe, handlers=handlers)
-    unfinished = True
     try:
         yield hold
         if not hold.released:
             hold.verify()
-        unfinished = False
     finally:
-        hold.thaw(allow_unsynced_gradients=unfinished)
+        hold.close()
 
 
 def _by_path(root: nn.Module, selector: Selector) -> tuple[Selector, ...]:

@@ -335,7 +335,7 @@ class FreezeRun:
             self._unfreezing.detach()
         for hold in self.holds:
             # The run is over: nobody trains what becomes free, whatever wrapper there still is.
-            hold.thaw(allow_unsynced_gradients=True)
+            hold.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands and what it holds, as plain values that JSON can hold."""

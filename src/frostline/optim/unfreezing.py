@@ -170,18 +170,14 @@ class Unfreezing:
 
         Raises:
             FrozenStateMoved: something moved before its time.
-            CannotThaw: on several processes, a live DistributedDataParallel would exchange no gradients of it; then it
-                stays held.
         """
         self.detach()
         if self.hold is not None and not self.hold.released:
-            failed = True
             try:
                 if kind is None:
                     self.hold.verify()
-                    failed = False
             finally:
-                self.hold.thaw(allow_unsynced_gradients=failed)
+                self.hold.close()
 
     def factor_of(self, group: Mapping[str, Any]) -> float:
         """What the rate of a group is multiplied with at the next step: 0 while it is held, 1 once it is warm."""

@@ -110,7 +110,7 @@ def train_task(
         training._finish()
         hold.verify()
     finally:
-        hold.thaw()
+        hold.close()
 
 
 def fit_task(
