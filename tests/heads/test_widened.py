@@ -107,11 +107,15 @@ def test_inputs_of_any_form_in_any_mode(kind: str, mode: str):
 @torch.no_grad()
 def test_whether_a_weight_requires_gradients_decides_over_bits_even_without_them():
     """The failing twin: rows that do not say so, as those that were picked out without gradients."""
-    moved = 0
-    for features, rows in itertools.product((64, 192, 512), (10, 37, 100)):
-        old, x = filled(nn.Linear(features, rows, dtype=torch.float64)), inputs(features, torch.float64)
-        x = x["tokens, permuted"]
-        moved += not torch.equal(nn.functional.linear(x, old.weight.detach(), old.bias), old(x))
+    moved, threads = 0, torch.get_num_threads()
+    torch.set_num_threads(2)  # one thread sums in the same order either way
+    try:
+        for features, rows in itertools.product((64, 192, 512), (10, 37, 100)):
+            old, x = filled(nn.Linear(features, rows, dtype=torch.float64)), inputs(features, torch.float64)
+            x = x["tokens, permuted"]
+            moved += not torch.equal(nn.functional.linear(x, old.weight.detach(), old.bias), old(x))
+    finally:
+        torch.set_num_threads(threads)
     assert moved
 
 
