@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from frostline.audit import tracing
 from frostline.audit.containers import walk
 from frostline.audit.events import Forward, ModeCall
+from frostline.audit.hear_wrappers import note_wrapper
 from frostline.audit.model_watch import ModelWatch
 from frostline.audit.module_facts import spectral_gaps
 from frostline.audit.places import NOWHERE, Place, frames, in_stack, kind_of, variables
@@ -91,6 +92,8 @@ class ForwardListener:
     ) -> tuple[tracing.DrawTrace | None, bool]:
         recorder = self._recorder
         inner = names.unwrap(module)
+        if isinstance(module, nn.parallel.DistributedDataParallel) and not watch.wrapped:
+            note_wrapper(recorder, watch, module, inner, NOWHERE)
         training, grad = inner.training, torch.is_grad_enabled()
         place = recorder.forward_place = recorder.place()
         path = watch.path_of(inner) or ""

@@ -11,6 +11,7 @@ from torch import nn
 
 from frostline.audit.events import FunctionalCall, UpdateBN, Wrapped
 from frostline.audit.model_watch import ModelWatch
+from frostline.audit.places import Place
 from frostline.audit.recorder import Recorder
 from frostline.audit.rows import pointer_of
 from frostline.state import names
@@ -32,10 +33,7 @@ class WrapperListener:
             inner = args[1] if len(args) > 1 else kwargs.get("module")
             watch = recorder.discover(args[0])
             if watch is not None and isinstance(inner, nn.Module):
-                watch.wrapper = type(args[0]).__name__
-                watch.wrapped = {p: (weakref.ref(t), pointer_of(t)) for p, t in inner.named_parameters()}
-                settings = {name: bool(getattr(args[0], name)) for name in _SWITCHES if hasattr(args[0], name)}
-                self._note(watch, type(args[0]).__name__, settings)
+                note_wrapper(recorder, watch, args[0], inner)
         return result
 
     def around_shard(self, original: Any, args: Any, kwargs: Any) -> Any:
@@ -113,6 +111,18 @@ class WrapperListener:
         if args and len(self._recorder.warnings) < 50:
             self._recorder.warnings.append(str(args[0]))
         return original(*args, **kwargs)
+
+
+def note_wrapper(
+    recorder: Recorder, watch: ModelWatch, wrapper: nn.Module, inner: nn.Module, place: Place | None = None
+) -> None:
+    """Take down a wrapper for data-parallel training: when it is made, or when one from before the watch runs."""
+    watch.wrapper = type(wrapper).__name__
+    watch.wrapped = {path: (weakref.ref(t), pointer_of(t)) for path, t in inner.named_parameters()}
+    settings = {name: bool(getattr(wrapper, name)) for name in _SWITCHES if hasattr(wrapper, name)}
+    recorder.add(
+        Wrapped, place=place, model=watch.name, wrapper=watch.wrapper, trainable=_trainable(watch), settings=settings
+    )
 
 
 def _trainable(watch: ModelWatch) -> tuple[str, ...]:

@@ -106,6 +106,8 @@ class WriteTrace(TorchDispatchMode):
         return [region.path for region in self._regions if region.start < end and pointer < region.end]
 
     def _note(self, path: str, func: Any, tensor: Tensor) -> None:
+        if _is_broadcast():
+            return
         name = _name(func)
         # Norm layers write in any forward pass: the line that called the model says more than the one inside of it.
         place = self._forward_place() if _base(name) in _BATCH_NORMS or _is_norm_copy() else user_place(3)
@@ -124,6 +126,9 @@ class WriteTrace(TorchDispatchMode):
                 in_optimizer=self._in_optimizer(),
             )
         )
+
+
+_BROADCASTS = frozenset({"_sync_buffers", "_sync_module_buffers"})
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,14 @@ def _argument(func: Any, args: Any, kwargs: Any, wanted: str) -> Any:
 def _is_norm_copy() -> bool:
     """Instance norm normalizes copies of its statistics and writes them back."""
     return in_stack("torch/nn/modules/instancenorm.py") or in_stack("torch/nn/modules/batchnorm.py")
+
+
+def _is_broadcast() -> bool:
+    """DistributedDataParallel hands the buffers of rank 0 to all: what another layer wrote there, not a new value."""
+    return any(
+        frame.f_code.co_name in _BROADCASTS and frame.f_code.co_filename.endswith("torch/nn/parallel/distributed.py")
+        for frame in frames(sys._getframe(1))
+    )
 
 
 def _base(name: str) -> str:

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from frostline.errors import CannotFreeze, CannotThaw, FrozenStateMoved, ModelError, name_some
-from frostline.freezing import Handler
+from frostline.errors import CannotFreeze, CannotThaw, FrozenStateMoved, ModelError, RanksDiffer, name_some
+from frostline.freezing import Handler, verify_ranks
 from frostline.integrations.freeze_report import FreezeReport
 from frostline.integrations.freeze_run import FreezeRun, Schedule
 from frostline.integrations.transformers.evaluations import latest, metric_in
@@ -69,6 +69,7 @@ class Freeze(TrainerCallback):
         ModelError: when training begins, if a part that is to be warmed up has no group of its own; or a plateau is
             waited for, and no metric is named.
         FrozenStateMoved: held state moved, or that of a checkpoint is not what was held; its ``diff`` names each entry.
+        RanksDiffer: processes do not hold the same; looked at when training begins, and whenever it is verified.
 
     Example:
         >>> freeze = Freeze("embeddings", "encoder.layer.0")
@@ -137,6 +138,7 @@ class Freeze(TrainerCallback):
                     "  fix: Freeze(..., monitor='eval_accuracy'), or metric_for_best_model= of the Trainer's arguments"
                 )
             self._catch_up(args, state)
+            self._prove(args)
         except BaseException:
             self._run.abandon()
             raise
@@ -161,7 +163,7 @@ class Freeze(TrainerCallback):
     ) -> None:
         """Verify, and let begin to train what comes after this epoch, or after the evaluation that follows it."""
         if self._verify == "epoch":
-            self._run.verify()
+            self._prove(args)
         if self._run.waits_for_metric and control.should_evaluate:
             self._due = True
         else:
@@ -186,11 +188,11 @@ class Freeze(TrainerCallback):
         """Verify, report and release."""
         if not self._run.running:
             return
-        moved: FrozenStateMoved | None = None
+        moved: FrozenStateMoved | RanksDiffer | None = None
         try:
             if self._verify != "never":
-                self._run.verify()
-        except FrozenStateMoved as error:
+                self._prove(args)
+        except (FrozenStateMoved, RanksDiffer) as error:
             moved = error
         self.report = self._run.end()
         if self._to and state.is_world_process_zero:
@@ -213,6 +215,13 @@ class Freeze(TrainerCallback):
         run.begin(model, ahead="lasting")
         if not again:
             self._tell_late(model, optimizer)
+
+    def _prove(self, args: TrainingArguments) -> None:
+        model = self._run.model
+        if args.world_size > 1 and model is not None:
+            # First, so that a process in which something has moved does not leave the others waiting.
+            verify_ranks(model)
+        self._run.verify()
 
     def _refuse_schedule(self, args: TrainingArguments) -> None:
         if self._run.has_schedule and args.world_size > 1:
