@@ -27,6 +27,7 @@ PUBLIC = [
     "freezing",
     "frozen",
     "heads",
+    "integrations",
     "inventory",
     "lint",
     "meta",

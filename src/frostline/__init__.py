@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from frostline import finetune as finetune
     from frostline import freezing as freezing
     from frostline import heads as heads
+    from frostline import integrations as integrations
     from frostline import lint as lint
     from frostline import meta as meta
     from frostline import norms as norms
@@ -70,6 +71,7 @@ __all__ = [
     "freezing",
     "frozen",
     "heads",
+    "integrations",
     "inventory",
     "lint",
     "meta",
