@@ -31,6 +31,10 @@ def test_every_example_is_tested_and_short() -> None:
         "s7_eval_worse.py",
         "s8_two_views.py",
         "s9_accumulation.py",
+        "lightning_frozen_trunk.py",
+        "transformers_frozen_trunk.py",
+        "accelerate_frozen_trunk.py",
+        "timm_frozen_trunk.py",
     }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
     for path in EXAMPLES.glob("*.py"):
@@ -127,3 +131,42 @@ def test_s9_both_remedies_bring_the_statistics_nearer_to_the_population() -> Non
     assert off["rescaled momentum"][0] < off["naive"][0] / 2
     assert off["step_commit"][0] < off["naive"][0] / 2
     assert off["step_commit"][1] < off["rescaled momentum"][1] < off["naive"][1]
+
+
+def test_lightning_the_finetuning_callback_moves_statistics_and_freeze_does_not() -> None:
+    theirs, ours, schedule = run_example("lightning_frozen_trunk.py").split("\nFreeze")
+    assert "moved in the backbone: 6 tensors" in theirs
+    assert "F107" in theirs
+    accuracies = [float(re.findall(r"is right in ([\d.]+)%", part)[0]) for part in (theirs, ours)]
+    assert accuracies[0] < accuracies[1]
+    assert "moved in the backbone: 0 tensors" in ours
+    assert "40 of 40 held state entries are equal to the bit" in ours
+    assert "17 of 17 held state entries are equal to the bit" in schedule
+    assert "unfrozen after epoch 2" in schedule
+
+
+def test_transformers_the_trainer_undoes_eval_and_not_a_hold() -> None:
+    mistake, held, schedule = run_example("transformers_frozen_trunk.py").split("\nWith ")
+    assert "running variances of 6 layers moved" in mistake
+    assert "F107 6 normalization layers" in mistake
+    assert "118 of 118 held state entries are equal to the bit" in held
+    assert "the doctor finds 0" in held
+    assert "60 of 60 held state entries are equal to the bit" in schedule
+    assert "unfrozen after epoch 2" in schedule
+
+
+def test_accelerate_its_checkpoints_lose_the_schedule_and_carry_it_when_registered() -> None:
+    mistake, registered = run_example("accelerate_frozen_trunk.py").split("\nWith ")
+    assert "the last block is frozen again" in mistake
+    assert "loaded without a word" in mistake
+    assert "after load_state in a new start, the last block trains" in registered
+    assert "1 of 7 held entries are not what the checkpoint's run held: first.1.running_mean" in registered
+
+
+def test_timm_the_first_classifier_fits_the_trunk_that_was_held() -> None:
+    out = run_example("timm_frozen_trunk.py")
+    before, after = re.findall(r"digits 0-4.*?: ?([\d.]+)%|digits 0-4, trained from nothing: ([\d.]+)%", out)[:2]
+    assert "".join(before) == "".join(after)
+    assert out.count("nothing moved") == 3
+    assert "accuracy the same: True" in out
+    assert out.rstrip().endswith("back: FrozenBatchNorm2d")
