@@ -45,7 +45,7 @@ def trainer_of(model, *callbacks, **given):
                     ddp_backend="gloo", disable_tqdm=True, save_strategy="no", logging_strategy="no",
                     learning_rate=1e-2)
     arguments = TrainingArguments(**{**settings, **given})
-    return Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=list(callbacks))
+    return Trainer(model=model, args=arguments, train_dataset=Rows(), eval_dataset=Rows(), callbacks=list(callbacks))
 
 def of(model, parts):
     return {path: digest(t) for path, t in model.state_dict().items() if path.startswith(parts)}
@@ -61,6 +61,13 @@ found["held"] = of(model, TRUNK) == before
 found["trained"] = of(model, ("classifier",))
 found["moved"] = list(freeze.report.moved)
 found["again"] = [p.requires_grad for p in model.parameters()] == [True] * len(list(model.parameters()))
+
+# Statistics of what trains, as the evaluation after the last epoch finds them on each process.
+for merges in (True, False):
+    model = build()
+    freeze = Freeze(*TRUNK, merge_statistics=merges)
+    trainer_of(model, freeze, eval_strategy="epoch", ddp_broadcast_buffers=False).train()
+    found[f"statistics, {merges}"] = of(model, ("resnet.encoder.stages.1",))
 
 # By hand: the statistics of what was "frozen" move.
 model = build()
@@ -198,3 +205,15 @@ def test_ranks_with_different_holds_write_no_checkpoint(ranks):
     for found in ranks:
         assert found["differ"].startswith("RanksDiffer")
         assert found["written"] == []
+
+
+def test_statistics_are_merged_before_the_trainer_evaluates(ranks: list[dict[str, Any]]):
+    one, other = (rank["statistics, True"] for rank in ranks)
+    assert one == other
+    assert any("running_mean" in path for path in one)
+
+
+def test_without_merging_each_process_evaluates_with_its_own(ranks: list[dict[str, Any]]):
+    """The failing twin."""
+    one, other = (rank["statistics, False"] for rank in ranks)
+    assert {path.rpartition(".")[2] for path in one if one[path] != other[path]} == {"running_mean", "running_var"}

@@ -20,6 +20,7 @@ from frostline.freezing import Handler, verify_ranks
 from frostline.integrations.freeze_report import FreezeReport
 from frostline.integrations.freeze_run import FreezeRun, Schedule
 from frostline.integrations.transformers.evaluations import latest, metric_in
+from frostline.norms import merge_statistics
 from frostline.state import Selector
 
 Verify: TypeAlias = Literal["epoch", "end", "never"]
@@ -56,6 +57,8 @@ class Freeze(TrainerCallback):
             ``metric_for_best_model``.
         verify: ``"epoch"`` verifies after each epoch and at the end, ``"end"`` at the end. With ``"never"`` what has
             moved is in the report only.
+        merge_statistics: whether running statistics, of which each process has its own, are merged before the Trainer
+            evaluates and saves.
         report: a path for the report as JSON; ``True`` for ``freeze.json`` in the Trainer's ``output_dir``.
 
     Attributes:
@@ -86,6 +89,7 @@ class Freeze(TrainerCallback):
         handlers: Mapping[type[nn.Module], Handler] | None = None,
         monitor: str | None = None,
         verify: Verify = "epoch",
+        merge_statistics: bool = True,
         report: str | os.PathLike[str] | bool = False,
     ) -> None:
         if verify not in get_args(Verify):
@@ -94,7 +98,7 @@ class Freeze(TrainerCallback):
             )
         self._run = FreezeRun(selectors, schedule=schedule, level=level, lock=lock, handlers=handlers)
         self._title = ", ".join(map(_shown, selectors)) or "by schedule"
-        self._monitor, self._verify, self._to = monitor, verify, report
+        self._monitor, self._verify, self._merges, self._to = monitor, verify, merge_statistics, report
         # An epoch has ended whose evaluation is still to come.
         self._due = False
         # Whether the first step is to be looked at.
@@ -155,6 +159,7 @@ class Freeze(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave the state where a checkpoint after this step takes it from."""
+        self._merge(args, control)
         if self._run.has_schedule:
             self._keep(state)
 
@@ -162,6 +167,7 @@ class Freeze(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Verify, and let begin to train what comes after this epoch, or after the evaluation that follows it."""
+        self._merge(args, control)
         if self._verify == "epoch":
             self._prove(args)
         if self._run.waits_for_metric and control.should_evaluate:
@@ -222,6 +228,13 @@ class Freeze(TrainerCallback):
             # First, so that a process in which something has moved does not leave the others waiting.
             verify_ranks(model)
         self._run.verify()
+
+    def _merge(self, args: TrainingArguments, control: TrainerControl) -> None:
+        # The Trainer's own callback, which decides what follows, comes before those that were given.
+        model = self._run.model
+        follows = control.should_evaluate or control.should_save
+        if self._merges and follows and args.world_size > 1 and model is not None:
+            merge_statistics(model)
 
     def _refuse_schedule(self, args: TrainingArguments) -> None:
         if self._run.has_schedule and args.world_size > 1:
