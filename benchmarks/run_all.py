@@ -31,6 +31,9 @@ BENCHMARKS = (
     "doctor_speed",
     "lint_speed",
     "fast_heads",
+    "ddp_step",
+    "callback_lightning",
+    "callback_trainer",
 )
 
 
