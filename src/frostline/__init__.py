@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from frostline.state.inventory import inventory as inventory
     from frostline.state.snapshot import snapshot as snapshot
 
-__version__ = "0.1.0"
+    __version__: str
 
 _NAMES = {
     "diagnose": "frostline.norms.diagnose",
@@ -89,7 +89,22 @@ __all__ = [
 ]
 
 
+def _version() -> str:
+    """As the wheel was built, or as an editable install is registered; looking it up takes some 50 ms there."""
+    try:
+        return importlib.import_module("frostline._version").__version__
+    except ModuleNotFoundError:
+        metadata = importlib.import_module("importlib.metadata")
+    try:
+        return metadata.version("frostline")
+    except metadata.PackageNotFoundError:  # it is on the path, and installed nowhere
+        return "0.0.0+unknown"
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        globals()[name] = _version()
+        return globals()[name]
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
     if name in __all__:
@@ -98,4 +113,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -14,13 +14,14 @@ import torch.distributed as dist
 import xxhash
 from torch import nn
 
-from frostline.errors import RanksDiffer, printable
+from frostline.errors import RanksDiffer
 from frostline.freezing.found_holds import levels_of
 from frostline.freezing.rank_comparison import RankComparison, RankEntry, compare_entries
-from frostline.norms.processes import gathered
+from frostline.norms.processes import gathered, in_all
 from frostline.state import names
-from frostline.state.inventory import Entry, Inventory, entries_at, inventory
+from frostline.state.inventory import Inventory, entries_at, inventory
 from frostline.state.selection import Selector, select
+from frostline.state.shards import is_distributed
 from frostline.state.snapshot import entries_of, record_entries
 
 T = TypeVar("T")
@@ -117,20 +118,11 @@ def in_every(work: Callable[[], T], who: str, process_group: Any = None) -> list
         >>> in_every(lambda: 1 + 1, "here")
         [2]
     """
-    error: Exception | None = None
-    value: T | None = None
-    try:
-        value = work()
-    except Exception as raised:
-        error = raised
-    told = gathered((value, None if error is None else f"{type(error).__name__}: {error}"), process_group)
-    if error is not None:
-        raise error
-    for rank, (_, failure) in enumerate(told):
-        if failure is not None:
-            first = printable(failure.splitlines()[0])
-            raise RanksDiffer(f"{who}: rank {rank} failed, and this one did not\n  there: {first}")
-    return [theirs for theirs, _ in told]  # type: ignore[misc]
+    return in_all(
+        work,
+        process_group,
+        failed=lambda rank, there: RanksDiffer(f"{who}: rank {rank} failed, and this one did not\n  there: {there}"),
+    )
 
 
 def _entries(model: nn.Module, selectors: tuple[Selector, ...], what: Compared) -> dict[str, RankEntry]:
@@ -153,7 +145,9 @@ def _at(model: nn.Module, paths: set[str]) -> dict[str, RankEntry]:
 
 
 def _rows(entries: Inventory, levels: dict[str, tuple[str, ...]]) -> dict[str, RankEntry]:
-    shards = Inventory({path: entry for path, entry in entries.items() if _is_shard(entry)})
+    shards = Inventory(
+        {path: entry for path, entry in entries.items() if entry.is_tensor and is_distributed(entry.value)}
+    )
     whole = record_entries(Inventory({path: entry for path, entry in entries.items() if path not in shards}))
     rows: dict[str, RankEntry] = {}
     for path, entry in entries.items():
@@ -164,11 +158,6 @@ def _rows(entries: Inventory, levels: dict[str, tuple[str, ...]]) -> dict[str, R
             record = whole[path]
             rows[path] = RankEntry(record.kind, record.mark, record.dtype, record.shape, levels.get(path, ()))
     return rows
-
-
-def _is_shard(entry: Entry) -> bool:
-    # A DTensor, whose module moved between versions of torch. Its shape is that of the whole.
-    return entry.is_tensor and hasattr(entry.value, "device_mesh") and hasattr(entry.value, "placements")
 
 
 def _combined(rows: dict[str, RankEntry]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
-from frostline.errors import NormsError
+from frostline.errors import NormsError, printable
 
 T = TypeVar("T")
 
@@ -28,7 +28,16 @@ def gathered(value: T, process_group: Any = None) -> list[T]:
     return cast("list[T]", found)
 
 
-def in_all(work: Callable[[], T], process_group: Any = None) -> list[T]:
+def _left_alone(rank: int, failure: str) -> Exception:
+    return NormsError(f"process {rank} failed, so nothing was done in this one either\n  there: {failure}")
+
+
+def in_all(
+    work: Callable[[], T],
+    process_group: Any = None,
+    *,
+    failed: Callable[[int, str], Exception] = _left_alone,
+) -> list[T]:
     """Do local work in every process and gather what came of it; if it raises in one, every process raises.
 
     Without that, the others would wait for the one that failed.
@@ -36,9 +45,10 @@ def in_all(work: Callable[[], T], process_group: Any = None) -> list[T]:
     Args:
         work: calls no collective operation itself.
         process_group: the processes; by default all.
+        failed: makes the error of a process from the rank of another one and a line about what happened there.
 
     Raises:
-        NormsError: another process failed, and this one did not.
+        NormsError: another process failed, and this one did not; or what ``failed`` makes.
 
     Example:
         >>> in_all(lambda: 1 + 1)
@@ -55,5 +65,5 @@ def in_all(work: Callable[[], T], process_group: Any = None) -> list[T]:
         raise error
     for rank, (_, failure) in enumerate(told):
         if failure is not None:
-            raise NormsError(f"process {rank} failed, so nothing was done in this one either\n  there: {failure}")
+            raise failed(rank, printable(failure.splitlines()[0]))
     return [cast("T", theirs) for theirs, _ in told]
