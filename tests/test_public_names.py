@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,10 @@ VERBS = {
 }
 
 
+# With -S nothing that is installed is seen, and `.pth` files of others import nothing.
+ON_PATH = {"PYTHONPATH": str(Path(frostline.__file__).parents[1])}
+
+
 def test_all_is_pinned_and_sorted() -> None:
     assert frostline.__all__ == PUBLIC
     assert sorted(PUBLIC) == PUBLIC
@@ -109,9 +115,27 @@ def test_import_alone_does_not_import_torch() -> None:
 
 
 def test_version_is_that_of_the_installed_package() -> None:
-    assert frostline.__version__.count(".") == 2
+    # 0.1.0 at a tag, 0.1.0.dev7+g38e00d3 after it.
+    assert re.fullmatch(r"\d+\.\d+\.\d+(rc\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?", frostline.__version__)
     try:
         installed = importlib.metadata.version("frostline")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("frostline is not installed here, it is on the path; CI installs it")
     assert frostline.__version__ == installed
+
+
+def test_the_version_is_looked_up_when_it_is_asked_for() -> None:
+    """Metadata of packages takes some 50 ms to read, and only an editable install has to."""
+    code = (
+        "import sys, frostline\n"
+        "first = 'importlib.metadata' in sys.modules\n"
+        "print(first, frostline.__version__ is frostline.__version__, '__version__' in dir(frostline))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env=ON_PATH)
+    assert done.stdout.split() == ["False", "True", "True"]
+
+
+def test_a_package_that_is_installed_nowhere_says_so() -> None:
+    code = "import frostline; print(frostline.__version__)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env=ON_PATH)
+    assert done.stdout == "0.0.0+unknown\n"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from frostline import __version__
+import frostline
 from frostline.cli.commands import LateGroup
 from frostline.errors import FrostlineError, ProcessLost
 
@@ -30,7 +30,7 @@ _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning,
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"frostline {__version__}")
+        typer.echo(f"frostline {frostline.__version__}")
         raise typer.Exit
 
 

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
-from frostline import __version__
+import frostline
 from frostline.durable import replace_file
 from frostline.lint.diagnostic import Diagnostic, Failure
 from frostline.lint.project import Dependencies, name_of
@@ -157,7 +157,7 @@ def digest(data: bytes) -> str:
 @lru_cache(maxsize=1)
 def _version() -> str:
     """Of the rules and of Python, whose parser decides what a file means."""
-    parts = [__version__, ".".join(map(str, sys.version_info[:3]))]
+    parts = [frostline.__version__, ".".join(map(str, sys.version_info[:3]))]
     here = Path(__file__).parent
     # In a checkout the rules change while the version does not.
     parts += [f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(here.rglob("*.py"))]
