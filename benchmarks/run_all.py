@@ -30,6 +30,7 @@ BENCHMARKS = (
     "meta_speed",
     "doctor_speed",
     "lint_speed",
+    "start_up",
     "fast_heads",
     "ddp_step",
     "callback_lightning",
