@@ -110,6 +110,31 @@ def test_the_wheel_holds_all_that_the_package_uses_and_nothing_else(wheel: Path)
     assert not [name for name in names if "test" in Path(name).name and not (source / name).is_file()]
 
 
+def test_the_wheel_alone_knows_its_version_and_brings_its_demos(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "site")
+    (tmp_path / "elsewhere").mkdir()
+
+    def program(*arguments: str) -> str:
+        command = [sys.executable, "-m", "frostline", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path / "elsewhere",
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert program("--version") == "frostline 0.1.0\n"
+    assert [line[:2] for line in program("demo").splitlines()[:-1] if line[:1] == "S"] == [
+        f"S{n}" for n in range(1, 10)
+    ]
+    assert program("demo", "S4", "--show") == (tmp_path / "site/frostline/demos/s4_three_ways.py").read_text()
+
+
 def test_the_sdist_holds_the_tests_and_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as packed:
         names = {name.partition("/")[2] for name in packed.getnames()}
