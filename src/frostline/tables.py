@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from html import escape
 
 from frostline.errors import printable
 
 ELLIPSIS = "…"
+_GAP = 2
+# How narrow the first column gets before the others are wrapped, and after.
+_READABLE, _NARROWEST = 32, 12
+_ROOM: ContextVar[int | None] = ContextVar("room", default=None)
 
 
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None) -> str:
+@contextmanager
+def fitted(room: int | None) -> Generator[None]:
+    """Tables that are made inside are no wider than this, whoever asks for them by ``str``.
+
+    Args:
+        room: columns of the terminal; ``None`` leaves tables as they are.
+
+    Example:
+        >>> with fitted(26):
+        ...     print(text_table(["path", "how"], [["fc.weight", "a new layer of the model"]]))
+        path       how
+        ─────────  ───────────────
+        fc.weight  a new layer of
+                   the model
+    """
+    token = _ROOM.set(room)
+    try:
+        yield
+    finally:
+        _ROOM.reset(token)
+
+
+def text_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None, indent: int = 0
+) -> str:
     """Lay rows out in columns that line up.
 
     Args:
         columns: the headings.
         rows: one value per column each; ``None`` is printed as an en dash.
         width: the widest line wanted; the first column gives way, its middle cut out, down to 12 characters.
-            ``None`` is unlimited.
+            ``None`` is unlimited. Inside :func:`fitted` nothing is wider than its room: the first column gives way,
+            others are wrapped at their spaces, and where that is not enough each row becomes a block of lines.
+        indent: spaces before each line.
 
     Example:
         >>> print(text_table(["path", "moved"], [["bn.running_mean", True], ["fc.weight", None]]))
@@ -28,11 +61,20 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, widt
     """
     cells = [[cell_text(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
-    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
-        widths[0] = min(widths[0], max(12, width - sum(widths[1:]) - 2 * (len(widths) - 1)))
-    lines = [_line(columns, widths), _line(["─" * w for w in widths], widths)]
-    lines += [_line(row, widths) for row in cells]
-    return "\n".join(lines)
+    if width is not None and _total(widths) > width - indent:
+        widths[0] = min(widths[0], max(_NARROWEST, widths[0] - (_total(widths) - (width - indent))))
+    lines: list[str] | None = None
+    room = _ROOM.get()
+    if room is not None and _total(widths) > room - indent:
+        squeezed = _squeezed(columns, cells, widths, room - indent)
+        if squeezed is None:
+            lines = _blocks(columns, cells, max(room - indent, _NARROWEST))
+        else:
+            widths = squeezed
+    if lines is None:
+        lines = [*_line(columns, widths), *_line(["─" * w for w in widths], widths)]
+        lines += [line for row in cells for line in _line(row, widths)]
+    return "\n".join(" " * indent + line for line in lines)
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> str:
@@ -66,8 +108,65 @@ def cell_text(value: object) -> str:
     return printable(" ".join(str(value).splitlines()))
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(_fit(cell, w).ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip()
+def html_text(text: object) -> str:
+    """What prints itself as text, for a notebook: escaped, in its lines, in the colours of the notebook.
+
+    Example:
+        >>> html_text("<fc> moved")
+        '<pre>&lt;fc&gt; moved</pre>'
+    """
+    return f"<pre>{escape(chr(10).join(map(printable, str(text).splitlines())))}</pre>"
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _squeezed(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], room: int
+) -> list[int] | None:
+    """Widths that fit into the room; ``None`` where words would have to be broken."""
+    squeezed = list(widths)
+
+    def give(column: int, least: int) -> None:
+        over = _total(squeezed) - room
+        if over > 0:
+            squeezed[column] = min(squeezed[column], max(least, squeezed[column] - over))
+
+    give(0, _READABLE)
+    for i in sorted(range(1, len(columns)), key=lambda column: -widths[column]):
+        give(i, max((len(word) for line in [columns, *cells] for word in line[i].split()), default=1))
+    give(0, max(_NARROWEST, len(columns[0])))
+    return squeezed if _total(squeezed) <= room else None
+
+
+def _blocks(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[str]:
+    """Each row as lines of its own: the first cell, and under it the others with their headings."""
+    lines: list[str] = []
+    for first, *others in cells:
+        lines += textwrap.wrap(first, room, subsequent_indent="    ", break_on_hyphens=False) or [ELLIPSIS]
+        for column, cell in zip(columns[1:], others, strict=True):
+            if cell:
+                said = f"{column}: {cell}" if column else cell
+                lines += textwrap.wrap(
+                    said, room, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+                )
+    return lines
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """A row; one line, unless a cell behind the first has to be wrapped."""
+    wrapped = [
+        [_fit(cell, w)] if i == 0 or len(cell) <= w else textwrap.wrap(cell, w, break_on_hyphens=False)
+        for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+    ]
+    height = max(map(len, wrapped), default=1)
+    return [
+        (" " * _GAP)
+        .join((part[i] if i < len(part) else "").ljust(w) for part, w in zip(wrapped, widths, strict=True))
+        .rstrip()
+        for i in range(height)
+    ]
 
 
 def _fit(text: str, width: int) -> str:

@@ -83,13 +83,13 @@ def test_help_of_a_command_has_examples_in_eighty_columns(command: Any, name: st
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["finetun"], "No such command 'finetun'"),
-        (["--nonsense"], "No such option: --nonsense"),
-        (["finetune", "--nonsense"], "No such option: --nonsense"),
-        (["finetune", "--epochs", "many"], "Invalid value for '--epochs'"),
-        (["finetune", "--lr", "fast"], "Invalid value for '--lr'"),
+        (["finetun"], "frostline has no command 'finetun'"),
+        (["--nonsense"], "frostline has no option --nonsense"),
+        (["finetune", "--nonsense"], "frostline finetune has no option --nonsense"),
+        (["finetune", "--epochs", "many"], "invalid value for '--epochs'"),
+        (["finetune", "--lr", "fast"], "invalid value for '--lr'"),
         (["finetune", "extra"], "unexpected extra argument"),
-        (["explain"], "Missing argument 'MODEL'"),
+        (["explain"], "missing argument 'MODEL'"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -97,7 +97,9 @@ def test_wrong_usage_is_code_2_with_the_reason(command: Any, arguments: list[str
     done = command(*arguments)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
-    assert done.err.startswith("Usage: frostline")
+    assert done.err.startswith("error: ")
+    assert "\n  fix: frostline " in done.err
+    assert len(done.err.splitlines()) <= 3
 
 
 def test_emoji_codes_in_names_are_printed_as_they_are(command: Any):

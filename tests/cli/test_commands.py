@@ -58,16 +58,16 @@ def test_the_list_of_commands_does_not_wait_for_rich() -> None:
 
 def test_the_table_is_the_list_in_its_order(command: Any) -> None:
     listed = command("--help").out.partition("Commands:\n")[2]
-    assert [line.split()[0] for line in listed.splitlines() if line[:2] == "  " and line[2:3].strip()][:-2] == list(
-        COMMANDS
-    )
+    assert [line.split()[0] for line in listed.splitlines() if line[:2] == "  " and line[2:3].strip()][
+        : len(COMMANDS)
+    ] == list(COMMANDS)
 
 
 def test_a_near_miss_is_named(command: Any) -> None:
     done = command("docter")
     assert (done.code, done.out) == (2, "")
-    assert "Did you mean 'doctor'?" in done.err or "No such command 'docter'" in done.err
-    assert "No such command 'policy'" in command("meta", "policy").err
+    assert "\n  did you mean: doctor\n" in done.err
+    assert "error: frostline meta has no command 'policy'\n  did you mean: policies\n" in command("meta", "policy").err
 
 
 @pytest.mark.parametrize(

@@ -257,10 +257,10 @@ def test_what_is_wrong_is_said(command: Any, nets: Any, arguments: list[Any], sa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["diagnose", "a:b"], "Missing option '--data'"),
-        (["diagnose", "a:b", "--data", "x", "--batch-size", 1], "Invalid value for '--batch-size'"),
-        (["diagnose", "a:b", "--data", "x", "--limit", "few"], "Invalid value for '--limit'"),
-        (["diagnose", "a:b", "--data", "x", "--nonsense"], "No such option: --nonsense"),
+        (["diagnose", "a:b"], "missing option '--data'"),
+        (["diagnose", "a:b", "--data", "x", "--batch-size", 1], "invalid value for '--batch-size'"),
+        (["diagnose", "a:b", "--data", "x", "--limit", "few"], "invalid value for '--limit'"),
+        (["diagnose", "a:b", "--data", "x", "--nonsense"], "has no option --nonsense"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -129,7 +129,7 @@ def test_a_crash_is_shown_with_what_was_seen(doctor, tmp_path):
         (("--fail-on", "anything", NAIVE), "anything"),
         (("--steps", "-1", NAIVE), "greater than or equal to 0"),
         (("--frozen", "backbon", NAIVE), "backbon"),
-        (("--stepz", "3", NAIVE), "No such option: --stepz"),
+        (("--stepz", "3", NAIVE), "frostline doctor has no option --stepz\n  did you mean: --steps"),
     ],
 )
 def test_wrong_calls_end_with_two_and_say_why(doctor, arguments, said):

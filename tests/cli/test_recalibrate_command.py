@@ -196,7 +196,7 @@ def test_places_that_are_not_written_to(command: Any, nets: Any):
     refused(command(*job(), "--unchecked", "--out", "no/a.safetensors"), 2, "the folder no does not exist")
     done = command("recalibrate", NET, "--data", "train")
     assert done.code == 2
-    assert "Missing option '--out'" in done.err
+    assert "missing option '--out'" in done.err
 
 
 def test_a_file_in_the_way_is_replaced_only_by_force(command: Any, nets: Any):

@@ -213,8 +213,7 @@ class LoadPlan:
             lines += ["", heading]
             # A column that says nothing is left away.
             used = [index for index in range(len(_COLUMNS)) if any(row[index] for row in rows)]
-            table = text_table([_COLUMNS[i] for i in used], [[row[i] for i in used] for row in rows])
-            lines += [f"  {line}" for line in table.splitlines()]
+            lines.append(text_table([_COLUMNS[i] for i in used], [[row[i] for i in used] for row in rows], indent=2))
         lines += [f"note: {note}" for note in self.notes]
         if not self.complete:
             lines += ["", *self._diff(), f"  fix: {self._fix()}"]

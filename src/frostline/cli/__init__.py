@@ -9,7 +9,18 @@ from frostline.extras import require
 
 
 def main() -> None:
-    """The command ``frostline``; says how to install what it needs where typer or rich is missing."""
+    """The command ``frostline``; says how to install what it needs where typer or rich is missing.
+
+    Ctrl+C ends it with one line and 130, also while packages are still being imported.
+    """
+    try:
+        _main()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)  # noqa: T201 - the console may not be there yet
+        sys.exit(130)
+
+
+def _main() -> None:
     if sys.argv[1:2] == ["lint"]:
         from frostline.cli.lint_options import read_plainly
 

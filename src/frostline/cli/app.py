@@ -10,13 +10,19 @@ import typer
 
 import frostline
 from frostline.cli.commands import LateGroup
+from frostline.cli.completion import answer_for_shell
+from frostline.cli.plainly import INTERRUPTED, leave_closed_pipe
+from frostline.cli.usage import told, with_near_paths
 from frostline.errors import FrostlineError, ProcessLost
 
 app = typer.Typer(
     name="frostline",
     cls=LateGroup,
     help="Train part of a PyTorch model, and prove that the rest did not move.",
-    epilog="Exit codes: 0 clean or complete, 1 findings or incomplete, 2 wrong usage, 3 unsafe or corrupt input.",
+    epilog=(
+        "Exit codes: 0 clean or complete, 1 findings or incomplete, 2 wrong usage, 3 unsafe or corrupt input. "
+        "Completion for a shell that is not the current one: --install-completion bash, zsh or fish."
+    ),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -50,15 +56,38 @@ def run() -> None:
         warnings.simplefilter("ignore", category)
     warnings.showwarning = _show_warning
     try:
-        app(prog_name="frostline")
+        code = 0 if answer_for_shell(sys.argv[1:]) else _run_command()
+        sys.stdout.flush()
     except ProcessLost as error:
         # The first process may be the one that is gone.
         if error.speaks:
             sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except FrostlineError as error:
-        _say(f"error: {error}")
-        sys.exit(error.exit_code)
+        _say(f"error: {with_near_paths(str(error), sys.argv[1:])}")
+        code = error.exit_code
+    except BrokenPipeError:
+        leave_closed_pipe()
+        code = 1
+    sys.exit(code)
+
+
+def _run_command() -> int:
+    """Run what the command line asks for; its exit code. A mistake in it is one message, and 2."""
+    try:
+        code = app(prog_name="frostline", standalone_mode=False)
+    except typer.Abort:
+        _say("stopped")
+        return INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            sys.stderr.write(f"{error}\n")
+        else:
+            _say(told(error))
+        return getattr(error, "exit_code", 2)
+    return code if isinstance(code, int) else 0
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
@@ -67,6 +96,6 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 def _say(text: str) -> None:
     # It brings rich, and most runs have nothing to say.
-    from frostline.cli.console import ERRORS
+    from frostline.cli.console import ERRORS, say
 
-    ERRORS.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text, console=ERRORS)

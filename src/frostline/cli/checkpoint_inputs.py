@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from frostline.cli.console import OUTPUT
+from frostline.cli.console import say
 
 Source: TypeAlias = Annotated[
     Path, typer.Argument(help="A file, a folder or an index of shards; never run as code.", metavar="CHECKPOINT")
@@ -24,4 +24,4 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON and 
 
 def show(text: object) -> None:
     """Print as it is: names from files have their control characters written out already."""
-    OUTPUT.print(str(text), markup=False, highlight=False, soft_wrap=True)
+    say(text)

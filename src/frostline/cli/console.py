@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from frostline.cli.paint import wants_colour
+from frostline.tables import fitted, text_table
 
 if TYPE_CHECKING:  # importing it would import torch, and `--help` should not wait for that
     from typing_extensions import Self
@@ -17,9 +25,83 @@ if TYPE_CHECKING:  # importing it would import torch, and `--help` should not wa
 
 # Launchers start several processes of the same command; the first speaks for all of them.
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
-# Without emoji codes: the names that are printed are the user's, and `cuda:0` or `a:b:c` are none.
-OUTPUT = Console(quiet=not FIRST_PROCESS, emoji=False)
-ERRORS = Console(stderr=True, quiet=not FIRST_PROCESS, emoji=False)
+
+
+def _console(*, stderr: bool) -> Console:
+    """A console that is in colour where :func:`wants_colour` says so.
+
+    Without emoji codes: the names that are printed are the user's, and ``cuda:0`` or ``a:b:c`` are none. What
+    ``FORCE_COLOR`` makes coloured is no terminal yet: a bar that moves would fill the log of a build server.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    colour = wants_colour(stream)
+    return Console(
+        stderr=stderr,
+        quiet=not FIRST_PROCESS,
+        emoji=False,
+        color_system=None if not colour else "auto" if stream.isatty() else "standard",
+        force_terminal=stream.isatty(),
+    )
+
+
+OUTPUT = _console(stderr=False)
+ERRORS = _console(stderr=True)
+
+
+# What decides, by the colours it has in texts that are whole without colour.
+_VERDICTS = (
+    (re.compile(r"^(.*\S.*)\n *─[─ ]*$", re.MULTILINE), "bold"),
+    (re.compile(r"^ *(─[─ ]*)$", re.MULTILINE), "dim"),
+    (re.compile(r"^(error:)", re.MULTILINE), "bold red"),
+    (re.compile(r"^(warning:)", re.MULTILINE), "bold yellow"),
+    (re.compile(r"^ *(fix:|did you mean:|nearest names?:)", re.MULTILINE), "cyan"),
+    (re.compile(r"(equal to the bit|\bhealthy\b|\bfits\b|^holds\b)", re.MULTILINE), "green"),
+    (re.compile(r"(\bOFF\b|\bdoes not hold\b|\bdiverged\b|\bmoved: )"), "red"),
+)
+
+
+def coloured(text: str) -> Text:
+    """A text with its headings, rules and verdicts in colour; the words stay as they are.
+
+    Example:
+        >>> [(span.start, span.end, span.style) for span in coloured("error: fix: yes").spans]
+        [(0, 6, 'bold red')]
+    """
+    found = Text(text)
+    for pattern, style in _VERDICTS:
+        for match in pattern.finditer(text):
+            found.stylize(style, *match.span(1))
+    return found
+
+
+def say(*values: object, console: Console | None = None) -> None:
+    """Print each of them by its ``str``; tables are fitted to a terminal.
+
+    Its width is that of ``COLUMNS``, where that is set. Into a file or a pipe names go whole.
+
+    Args:
+        values: what prints itself.
+        console: where to; standard output by default.
+    """
+    console = console or OUTPUT
+    with fitted(_room(console)):
+        for value in values:
+            console.print(coloured(str(value)), soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is laid out when it is printed, because only then is known how much room there is."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def __str__(self) -> str:
+        return text_table(self.columns, self.rows)
+
+
+def _room(console: Console) -> int | None:
+    return max(shutil.get_terminal_size().columns, 20) if console.is_terminal else None
 
 
 def print_json(value: object) -> None:
@@ -54,7 +136,7 @@ class BarAndLines:
             *columns,
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.is_dumb_terminal,
         )
         self._task: TaskID | None = None
 

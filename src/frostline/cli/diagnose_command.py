@@ -135,7 +135,7 @@ def diagnose(
     if as_json:
         print_json(finite({**report.to_json(), "inputs": inputs.to_json()}))
     else:
-        show([*columns(facts), "", str(report), *notes])
+        show([*columns(facts), "", report, *notes])
     if html is not None:
         from frostline.report import render_norms
 

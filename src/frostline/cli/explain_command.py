@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from frostline.cli.console import OUTPUT, print_json
+from frostline.cli.completion import models
+from frostline.cli.console import print_json, say
 from frostline.cli.norm_inputs import Html, check_page, write_page
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ Examples:
 
 def explain(
     model: Annotated[
-        str, typer.Argument(help="timm/NAME, torchvision/NAME or package.module:factory.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="timm/NAME, torchvision/NAME or package.module:factory.", metavar="MODEL", autocompletion=models
+        ),
     ],
     freeze: Annotated[
         list[str] | None,
@@ -56,8 +60,8 @@ def explain(
         print_json({**explanation.to_json(), "checkpoint": told})
     else:
         if start is not None:
-            OUTPUT.print(f"loaded {start.summary}\n", markup=False, highlight=False, soft_wrap=True)
-        OUTPUT.print(str(explanation), markup=False, highlight=False, soft_wrap=True)
+            say(f"loaded {start.summary}\n")
+        say(explanation)
     if html is not None:
         write_page(html, _page(model, explanation, None if start is None else start.summary))
     if explanation.findings:

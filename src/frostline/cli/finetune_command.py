@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frostline.cli.console import ERRORS, OUTPUT, Live, count, print_json
+from frostline.cli.completion import among, models
+from frostline.cli.console import ERRORS, OUTPUT, Live, count, print_json, say
 from frostline.errors import FrostlineError, name_some
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def finetune(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="timm/NAME, torchvision/NAME or package.module:factory.", metavar="MODEL")
+        str | None,
+        typer.Option(
+            help="timm/NAME, torchvision/NAME or package.module:factory.", metavar="MODEL", autocompletion=models
+        ),
     ] = None,
     freeze: Annotated[
         list[str] | None,
@@ -67,10 +71,16 @@ def finetune(
             help="What trains: the new head, the full model, both at discriminative rates (the trunk a tenth), "
             "gradual unfreezing from the head down, or probe-then-tune.",
             metavar="head|full|discriminative|gradual|probe-then-tune",
+            autocompletion=among("head|full|discriminative|gradual|probe-then-tune"),
         ),
     ] = "head",
     lr_schedule: Annotated[
-        str, typer.Option(help="What becomes of the rates over the run.", metavar="constant|cosine")
+        str,
+        typer.Option(
+            help="What becomes of the rates over the run.",
+            metavar="constant|cosine",
+            autocompletion=among("constant|cosine"),
+        ),
     ] = "constant",
     epochs: Annotated[int, typer.Option(help="How often the data is gone through.")] = 8,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW, for the new head.")] = 2e-3,
@@ -124,6 +134,7 @@ def finetune(
             help="Compute the frozen prefix in a quicker way, which differs by rounding; may be repeated. By default "
             "to the bit as the model does.",
             metavar="folded|channels_last|compiled|bfloat16",
+            autocompletion=among("folded|channels_last|compiled|bfloat16"),
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
@@ -210,8 +221,7 @@ def _show(result: RunResult) -> None:
     lines = ["", *_told(result), "", f"time         {spent_line(result.spent())}", f"run folder   {result.folder}"]
     if result.page is not None:
         lines.append(f"report       {result.page}")
-    for line in lines:
-        OUTPUT.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(*lines)
 
 
 def _told(result: RunResult) -> list[str]:

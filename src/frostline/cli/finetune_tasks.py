@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from frostline.cli.console import ERRORS, OUTPUT, Live, count, print_json
+from frostline.cli.console import ERRORS, OUTPUT, Live, Table, count, print_json, say
 from frostline.errors import FrostlineError, name_some
-from frostline.tables import text_table
 
 if TYPE_CHECKING:
     from frostline.finetune.tasks_result import TasksResult
@@ -48,8 +47,7 @@ def finetune_tasks(
     if as_json:
         print_json(result.to_json())
     else:
-        for line in ["", *_told(result), "", *_places(result)]:
-            OUTPUT.print(line, markup=False, highlight=False, soft_wrap=True)
+        say("", *_told(result), "", *_places(result))
     if not result.isolated or result.trained.diverged:
         raise typer.Exit(1)
 
@@ -71,7 +69,7 @@ def refuse_to_resume_tasks(folder: Path) -> None:
         )
 
 
-def _told(result: TasksResult) -> list[str]:
+def _told(result: TasksResult) -> list[object]:
     columns = ["head", "classes", "train", "val", "accuracy", "largest class", "epoch", "ended", "seconds"]
     rows: list[list[object]] = []
     for row in result.trained.rows:
@@ -85,7 +83,7 @@ def _told(result: TasksResult) -> list[str]:
     by_others = [head.name for head in result.trained.isolation.heads if not head.alone]
     among = f"moved by other heads: {name_some(by_others)}" if by_others else "no head moved another one"
     return [
-        *text_table(columns, rows).splitlines(),
+        Table(columns, rows),
         "",
         *(
             f"{row.name} diverged: {row.diverged}; it is not in the model"

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from frostline.cli.console import OUTPUT, print_json
+from frostline.cli.completion import models
+from frostline.cli.console import print_json, say
 
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
@@ -19,7 +20,10 @@ Examples:
 
 def groups(
     model: Annotated[
-        str, typer.Argument(help="timm/NAME, torchvision/NAME or package.module:factory.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="timm/NAME, torchvision/NAME or package.module:factory.", metavar="MODEL", autocompletion=models
+        ),
     ],
     lr: Annotated[float, typer.Option(help="The rate; with --layer-decay that of the head.")] = 1e-3,
     head: Annotated[
@@ -53,4 +57,4 @@ def groups(
     if as_json:
         print_json(found.to_json())
     else:
-        OUTPUT.print(str(found), markup=False, highlight=False, soft_wrap=True)
+        say(found)

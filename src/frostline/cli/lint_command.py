@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from frostline.cli.completion import codes
+
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
 Examples:
@@ -29,11 +31,15 @@ def lint(
         list[Path] | None, typer.Argument(help="Files and folders; - is standard input; . by default.", metavar="PATHS")
     ] = None,
     select: Annotated[
-        list[str] | None, typer.Option(help="Only these: F101, or M for all that begin so; commas.", metavar="CODES")
+        list[str] | None,
+        typer.Option(
+            help="Only these: F101, or M for all that begin so; commas.", metavar="CODES", autocompletion=codes
+        ),
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Not these.", metavar="CODES")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Not these.", metavar="CODES", autocompletion=codes)] = None,
     extend_select: Annotated[
-        list[str] | None, typer.Option(help="These too, beside those of the settings.", metavar="CODES")
+        list[str] | None,
+        typer.Option(help="These too, beside those of the settings.", metavar="CODES", autocompletion=codes),
     ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended safely, in place.")] = False,
     unsafe_fixes: Annotated[

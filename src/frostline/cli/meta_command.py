@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frostline.cli.console import ERRORS, FIRST_PROCESS, OUTPUT, print_json
+from frostline.cli.completion import among
+from frostline.cli.console import ERRORS, FIRST_PROCESS, OUTPUT, Table, print_json, say
 from frostline.cli.meta_progress import MetaLive
 from frostline.errors import FrostlineError, MissingExtra, name_some
-from frostline.tables import text_table
 
 if TYPE_CHECKING:
     from frostline.meta.evaluate import Evaluation
@@ -25,6 +26,8 @@ Examples:
   frostline meta --resume runs/support
   frostline meta policies --run runs/support --policies batch,support,population
 """
+# All that stand by themselves; importing them would import torch.
+POLICIES = "batch|support|running|population|frozen|per_step|task_norm_l|task_norm_i|instance|layer|reptile"
 DEMO: dict[str, Any] = {
     "queries": 5,
     "inner_lr": 0.1,
@@ -57,13 +60,22 @@ def meta(
     ] = False,
     preset: Annotated[
         str | None,
-        typer.Option(help="Published settings; options given beside it win.", metavar="higher|cbfinn-5way-1shot|..."),
+        typer.Option(
+            help="Published settings; options given beside it win.",
+            metavar="higher|cbfinn-5way-1shot|...",
+            autocompletion=among("higher|cbfinn-5way-1shot|cbfinn-20way-1shot"),
+        ),
     ] = None,
     way: Annotated[int | None, typer.Option(help="Classes in a task; 5 by default.")] = None,
     shot: Annotated[int | None, typer.Option(help="Labelled images of each; 1 by default.")] = None,
     queries: Annotated[int | None, typer.Option(help="Query images of each, in training; 15 by default.")] = None,
     algorithm: Annotated[
-        str | None, typer.Option(help="How it learns; maml by default.", metavar="maml|fomaml|anil|reptile|proto")
+        str | None,
+        typer.Option(
+            help="How it learns; maml by default.",
+            metavar="maml|fomaml|anil|reptile|proto",
+            autocompletion=among("maml|fomaml|anil|reptile|proto"),
+        ),
     ] = None,
     policy: Annotated[
         str | None,
@@ -71,6 +83,7 @@ def meta(
             help="Which statistics batch norm uses: batch, support, running, population, frozen, per_step, "
             "task_norm_l, task_norm_i, instance, layer, reptile, or INNER/QUERY; batch by default.",
             metavar="POLICY",
+            autocompletion=among(POLICIES),
         ),
     ] = None,
     inner_lr: Annotated[
@@ -87,7 +100,11 @@ def meta(
     ] = None,
     learn_rates: Annotated[
         str | None,
-        typer.Option(help="Learn the rates of the inner steps; 'no' by default.", metavar="no|parameter|layer_step"),
+        typer.Option(
+            help="Learn the rates of the inner steps; 'no' by default.",
+            metavar="no|parameter|layer_step",
+            autocompletion=among("no|parameter|layer_step"),
+        ),
     ] = None,
     multi_step: Annotated[
         int | None,
@@ -101,6 +118,7 @@ def meta(
         typer.Option(
             help="conv4, conv3 (of higher's example), or conv2 for small images; by default what fits the images.",
             metavar="conv4|conv3|conv2",
+            autocompletion=among("conv4|conv3|conv2"),
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network; 64 by default.")] = None,
@@ -113,6 +131,7 @@ def meta(
         typer.Option(
             help="Which filter resizes; by default lanczos for Omniglot, and bilinear for a folder.",
             metavar="nearest|box|bilinear|bicubic|lanczos",
+            autocompletion=among("nearest|box|bilinear|bicubic|lanczos"),
         ),
     ] = None,
     invert: Annotated[
@@ -120,14 +139,22 @@ def meta(
     ] = None,
     rotations: Annotated[
         str | None,
-        typer.Option(help="Rotations as classes of their own, as by default, or none.", metavar="classes|none"),
+        typer.Option(
+            help="Rotations as classes of their own, as by default, or none.",
+            metavar="classes|none",
+            autocompletion=among("classes|none"),
+        ),
     ] = None,
     splits: Annotated[
         str | None, typer.Option(help="Stored splits, such as RUN/splits.json; drawn by default.", metavar="FILE")
     ] = None,
     on_nonfinite: Annotated[
         str | None,
-        typer.Option(help="At a task that is NaN or blows up; stop by default.", metavar="stop|skip"),
+        typer.Option(
+            help="At a task that is NaN or blows up; stop by default.",
+            metavar="stop|skip",
+            autocompletion=among("stop|skip"),
+        ),
     ] = None,
     eval_tasks: Annotated[int | None, typer.Option(help="Tasks of the evaluation; 600 by default.")] = None,
     eval_steps: Annotated[int | None, typer.Option(help="Inner steps there; as in training by default.")] = None,
@@ -233,9 +260,9 @@ def meta(
     if as_json:
         print_json({**result.results, **table, "folder": str(result.folder), "report": page and str(page)})
         return
-    _show(["", _rows(result.evaluation), ""])
+    _show(["", *_rows(result.evaluation), ""])
     if compared is not None:
-        _show(["the same net under every policy:", "", _rows(compared.evaluation), ""])
+        _show(["the same net under every policy:", "", *_rows(compared.evaluation), ""])
     _show([_conditions(result.evaluation, "results.json"), "", f"run folder   {result.folder}"])
     if page is not None:
         _show([f"report       {page}"])
@@ -272,7 +299,7 @@ def policies(
     if as_json:
         print_json({**found.results, "folder": str(found.folder), "report": page and str(page)})
         return
-    _show(["", _rows(found.evaluation), ""])
+    _show(["", *_rows(found.evaluation), ""])
     _show([f"left out: {reason}" for reason in found.left_out.values()])
     _show([_conditions(found.evaluation, "policies.json")])
     if page is not None:
@@ -300,11 +327,11 @@ def _write_page(path: Path, live: MetaLive) -> Path | None:
         return None
 
 
-def _rows(evaluation: Evaluation) -> str:
+def _rows(evaluation: Evaluation) -> list[object]:
     lines = [[row.policy, row.kind, str(row.queries), row.shown] for row in evaluation.rows]
-    table = text_table(["statistics", "kind", "queries", "accuracy"], lines)
     reasons = {row.policy: row.why for row in evaluation.rows if row.why}
-    return "\n".join([table, *(f"{policy}: {why}" for policy, why in reasons.items())])
+    table = Table(["statistics", "kind", "queries", "accuracy"], lines)
+    return [table, *(f"{policy}: {why}" for policy, why in reasons.items())]
 
 
 def _conditions(evaluation: Evaluation, file: str) -> str:
@@ -320,6 +347,5 @@ def _conditions(evaluation: Evaluation, file: str) -> str:
     return f"conditions: {', '.join(facts)}; all in {file}"
 
 
-def _show(lines: list[str]) -> None:
-    for line in lines:
-        OUTPUT.print(line, markup=False, highlight=False, soft_wrap=True)
+def _show(lines: Sequence[object]) -> None:
+    say(*lines)

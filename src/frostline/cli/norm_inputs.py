@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from frostline.cli.console import ERRORS, OUTPUT
+from frostline.cli.completion import among, models
+from frostline.cli.console import ERRORS, say
+from frostline.cli.usage import one_of
 from frostline.errors import FrostlineError
 from frostline.extras import require
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:  # importing them would import torch, and `--help` should not 
 
 FORMS = "timm/NAME, torchvision/NAME or package.module:factory."
 
-Model: TypeAlias = Annotated[str, typer.Argument(help=FORMS, metavar="MODEL")]
+Model: TypeAlias = Annotated[str, typer.Argument(help=FORMS, metavar="MODEL", autocompletion=models)]
 Checkpoint: TypeAlias = Annotated[
     Path | None, typer.Option(help="The weights; never run as code. Not needed where a factory loads them.")
 ]
@@ -38,7 +40,8 @@ Augment: TypeAlias = Annotated[
     str,
     typer.Option(
         help="Of training images, as the checkpoint was trained: crop (a random part, mirrored), shift (by an eighth, "
-        "mirrored) or none. auto is crop where images are resized, else none."
+        "mirrored) or none. auto is crop where images are resized, else none.",
+        autocompletion=among("auto|crop|shift|none"),
     ),
 ]
 Limit: TypeAlias = Annotated[
@@ -69,7 +72,7 @@ class Passes:
             TimeElapsedColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.is_dumb_terminal,
         )
         self._task: TaskID | None = None
         self._what = ""
@@ -138,7 +141,7 @@ class Inputs:
         from frostline.runs.device import pick_device
 
         if augment not in ("auto", *AUGMENTATIONS):
-            raise FrostlineError(f"--augment {augment}: unknown.\n  fix: one of auto, {', '.join(AUGMENTATIONS)}")
+            raise FrostlineError(f"--augment {augment}: unknown.\n  fix: {one_of(augment, ('auto', *AUGMENTATIONS))}")
         given_mean, given_std = figures_of(mean, "--mean"), figures_of(std, "--std", positive=True)
         where = pick_device(device)
         self.folders: dict[str, ImageFolder] = {
@@ -283,7 +286,6 @@ def columns(facts: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in facts]
 
 
-def show(lines: Sequence[str]) -> None:
-    """Print lines to standard output as they are."""
-    for line in lines:
-        OUTPUT.print(line, markup=False, highlight=False, soft_wrap=True)
+def show(lines: Sequence[object]) -> None:
+    """Print lines to standard output, and what prints itself as lines."""
+    say(*lines)

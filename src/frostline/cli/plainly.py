@@ -9,8 +9,8 @@ from typing import NoReturn
 from frostline.cli.lint_options import LintOptions
 from frostline.errors import FrostlineError
 
-# What a shell reports of a program that Ctrl+C ended; typer does the same.
-_INTERRUPTED = 130
+# What a shell reports of a program that Ctrl+C ended.
+INTERRUPTED = 130
 
 
 def run_plainly(options: LintOptions) -> NoReturn:
@@ -28,10 +28,17 @@ def run_plainly(options: LintOptions) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no console to print with
         code = error.exit_code
     except BrokenPipeError:
-        # What is left in the buffer would be written, and fail again, when Python shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_closed_pipe()
         code = 1
     except KeyboardInterrupt:
-        print("Aborted!", file=sys.stderr)  # noqa: T201 - likewise
-        code = _INTERRUPTED
+        print("stopped", file=sys.stderr)  # noqa: T201 - likewise
+        code = INTERRUPTED
     sys.exit(code)
+
+
+def leave_closed_pipe() -> None:
+    """Give up standard output, whose reader is gone.
+
+    What is left in the buffer would be written, and fail again, when Python shuts down.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from frostline.cli.checkpoint_inputs import AllowPickle, AsJson, Source, Take, show
-from frostline.cli.console import ERRORS, print_json
+from frostline.cli.completion import models
+from frostline.cli.console import ERRORS, print_json, say
 
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
@@ -23,7 +24,9 @@ Examples:
 
 def plan(
     checkpoint: Source,
-    model: Annotated[str, typer.Option(help="timm/NAME, torchvision/NAME or package.module:factory.")],
+    model: Annotated[
+        str, typer.Option(help="timm/NAME, torchvision/NAME or package.module:factory.", autocompletion=models)
+    ],
     classes: Annotated[
         int | None, typer.Option(help="Width of the model's classifier; by default the checkpoint's.", min=1)
     ] = None,
@@ -82,6 +85,6 @@ def plan(
     else:
         show(found)
         if out is not None:
-            ERRORS.print(f"plan written to {out}", markup=False, highlight=False, soft_wrap=True)
+            say(f"plan written to {out}", console=ERRORS)
     if not found.complete:
         raise typer.Exit(1)

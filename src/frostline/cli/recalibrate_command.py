@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from frostline.cli.completion import among
 from frostline.cli.console import ERRORS, print_json
 from frostline.cli.norm_inputs import (
     AsJson,
@@ -30,6 +31,7 @@ from frostline.cli.norm_inputs import (
     write_page,
 )
 from frostline.cli.norm_pages import recalibration_page
+from frostline.cli.usage import one_of
 from frostline.errors import FrostlineError
 from frostline.json_values import finite
 
@@ -63,7 +65,8 @@ def recalibrate(
     method: Annotated[
         str,
         typer.Option(
-            help="all-at-once (one pass, as in training) or eval-consistent (exact; keeps activations in memory)."
+            help="all-at-once (one pass, as in training) or eval-consistent (exact; keeps activations in memory).",
+            autocompletion=among("all-at-once|eval-consistent"),
         ),
     ] = "all-at-once",
     tolerance: Annotated[float, typer.Option(help="How much accuracy may be lost, such as 0.002.", min=0.0)] = 0.0,
@@ -87,7 +90,7 @@ def recalibrate(
     written, and the exit code is 1. The old checkpoint stays as it is.
     """
     if method not in METHODS:
-        raise FrostlineError(f"--method {method}: unknown.\n  fix: one of {', '.join(METHODS)}")
+        raise FrostlineError(f"--method {method}: unknown.\n  fix: {one_of(method, METHODS)}")
     if unchecked is (held_out is not None):
         raise FrostlineError(_both(held_out) if unchecked else _neither(out))
     _check_out(out, checkpoint, force=force)
@@ -131,7 +134,7 @@ def recalibrate(
         told = {**result.to_json(), "out": None if written is None else str(written), "inputs": inputs.to_json()}
         print_json(finite(told))
     else:
-        show([*columns(facts), "", str(result), ""])
+        show([*columns(facts), "", result, ""])
         show([f"checkpoint  {written}" if written is not None else "nothing was written"])
     if html is not None:
         from frostline.report import render_norms

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import frostline
+from frostline.cli.completion import codes
 from frostline.cli.console import OUTPUT, print_json
 from frostline.cli.lint_rules import lint_rule_text
 from frostline.errors import FrostlineError
@@ -44,7 +45,10 @@ _WIDEST = 96
 
 
 def rule(
-    code: Annotated[str | None, typer.Argument(help="Of the rule; all are listed without one.", metavar="CODE")] = None,
+    code: Annotated[
+        str | None,
+        typer.Argument(help="Of the rule; all are listed without one.", metavar="CODE", autocompletion=codes),
+    ] = None,
     output_format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
 ) -> None:
     """Print what a rule looks for, why that is bad, how it is mended, how safe that is, and when it is a false alarm.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 from frostline.errors import ModelError, RunFolderError
 from frostline.finetune.strategy import RATE_SCHEDULES, STRATEGIES
+from frostline.state.names import nearest
 
 SCHEMA_VERSION = 1
 # What torch's generators take.
@@ -88,14 +89,12 @@ class FinetuneConfig:
         for name, known in (("strategy", STRATEGIES), ("lr_schedule", RATE_SCHEDULES)):
             if getattr(self, name) not in known:
                 option = name.replace("_", "-")
-                raise ConfigError(
-                    f"--{option} {getattr(self, name)}: there is no such one.\n  fix: one of {', '.join(known)}"
-                )
+                raise ConfigError(_no_such(f"--{option}", getattr(self, name), known))
         if self.views is not None and self.views < 1:
             raise ConfigError(f"--views {self.views}: too small.\n  fix: 1 or more")
         unknown = [word for word in self.prefix if word not in PREFIXES]
         if unknown:
-            raise ConfigError(f"--prefix {unknown[0]}: there is no such one.\n  fix: some of {', '.join(PREFIXES)}")
+            raise ConfigError(_no_such("--prefix", unknown[0], PREFIXES, "some of"))
         if self.prefix and self.strategy != "head":
             raise ConfigError(
                 f"--prefix with --strategy {self.strategy}: nothing of the trunk is frozen from the first step to the "
@@ -168,3 +167,9 @@ class FinetuneConfig:
             raise RunFolderError(
                 f"config.json has a setting of the wrong type: {error}\n  fix: restore it, or start a new run"
             ) from error
+
+
+def _no_such(option: str, given: str, known: Sequence[str], of: str = "one of") -> str:
+    near = nearest(given, known, most=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return f"{option} {given}: there is no such one.\n  fix: {meant}{of} {', '.join(known)}"
