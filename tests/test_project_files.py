@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.version import Version
 
 try:
     import tomllib
@@ -108,3 +109,12 @@ def test_the_tools_that_build_are_among_those_of_development() -> None:
     read = settings()
     dev = {normal(each) for each in read["project"]["optional-dependencies"]["dev"]}
     assert {normal(each) for each in read["build-system"]["requires"]} <= dev
+
+
+def test_a_copied_folder_does_not_pass_for_a_release() -> None:
+    """Where git knows nothing, the version is the development of what comes after the newest release."""
+    fallback = Version(settings()["tool"]["hatch"]["version"]["fallback-version"])
+    assert fallback.is_devrelease
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = [Version(found) for found in re.findall(r"^## \[?v?(\d+\.\d+\.\d+)", changelog, re.MULTILINE)]
+    assert all(release < fallback for release in released)
