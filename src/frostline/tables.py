@@ -14,6 +14,8 @@ ELLIPSIS = "…"
 _GAP = 2
 # How narrow the first column gets before the others are wrapped, and after.
 _READABLE, _NARROWEST = 32, 12
+# Other columns that are no wider are wrapped last: a number stays with its unit.
+_SHORT = 14
 _ROOM: ContextVar[int | None] = ContextVar("room", default=None)
 
 
@@ -133,24 +135,30 @@ def _squeezed(
         if over > 0:
             squeezed[column] = min(squeezed[column], max(least, squeezed[column] - over))
 
+    others = sorted(range(1, len(columns)), key=lambda column: -widths[column])
+    words = {i: max((len(word) for line in [columns, *cells] for word in line[i].split()), default=1) for i in others}
     give(0, _READABLE)
-    for i in sorted(range(1, len(columns)), key=lambda column: -widths[column]):
-        give(i, max((len(word) for line in [columns, *cells] for word in line[i].split()), default=1))
+    for i in others:
+        give(i, max(words[i], _SHORT))
     give(0, max(_NARROWEST, len(columns[0])))
+    for i in others:
+        give(i, words[i])
     return squeezed if _total(squeezed) <= room else None
 
 
 def _blocks(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[str]:
-    """Each row as lines of its own: the first cell, and under it the others with their headings."""
+    """Each row as lines of its own: the first cell, and under it the others that say something, with their headings."""
     lines: list[str] = []
     for first, *others in cells:
         lines += textwrap.wrap(first, room, subsequent_indent="    ", break_on_hyphens=False) or [ELLIPSIS]
-        for column, cell in zip(columns[1:], others, strict=True):
-            if cell:
-                said = f"{column}: {cell}" if column else cell
-                lines += textwrap.wrap(
-                    said, room, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-                )
+        told = [
+            f"{column}: {cell}" if column else cell
+            for column, cell in zip(columns[1:], others, strict=True)
+            if cell and cell != cell_text(None)
+        ]
+        lines += textwrap.wrap(
+            "; ".join(told), room, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+        )
     return lines
 
 

@@ -84,7 +84,7 @@ def say(*values: object, console: Console | None = None) -> None:
         console: where to; standard output by default.
     """
     console = console or OUTPUT
-    with fitted(_room(console)):
+    with fitted(room(console)):
         for value in values:
             console.print(coloured(str(value)), soft_wrap=True)
 
@@ -100,7 +100,8 @@ class Table:
         return text_table(self.columns, self.rows)
 
 
-def _room(console: Console) -> int | None:
+def room(console: Console) -> int | None:
+    """The columns that a table has there; ``None`` where it is no terminal."""
     return max(shutil.get_terminal_size().columns, 20) if console.is_terminal else None
 
 

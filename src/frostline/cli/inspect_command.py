@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from frostline.cli.checkpoint_inputs import AllowPickle, AsJson, Take, show
-from frostline.cli.console import print_json
+from frostline.cli.console import OUTPUT, print_json, room
+from frostline.tables import fitted
 
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
@@ -41,4 +42,5 @@ def inspect(
         data = [each.to_json() for each in found]
         print_json(data[0] if len(data) == 1 else data)
     else:
-        show(found[0] if len(found) == 1 else listing(found))
+        with fitted(room(OUTPUT)):
+            show(found[0] if len(found) == 1 else listing(found))
