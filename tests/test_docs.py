@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import io
 import linecache
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+from frostline.findings import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +93,25 @@ def test_every_page_that_is_written_stands_in_the_navigation() -> None:
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in PAGES:
         assert f": {path.relative_to(snippets.DOCS).as_posix()}\n" in config, path
+
+
+def test_every_rule_has_a_page_with_the_texts_that_the_command_prints() -> None:
+    pages = load("rules").pages()
+    assert set(pages) == {"rules/index.md", *(f"rules/{code}.md" for code in CATALOGUE)}
+    assert "`requires_grad=False` is about gradients" in pages["rules/F107.md"]
+    assert "## In source: `frostline lint`" in pages["rules/F107.md"]
+    assert r"requires\_grad was set on a module" in pages["rules/F102.md"]
+
+
+def test_every_picture_that_a_page_shows_is_there_and_small() -> None:
+    shown = {
+        (path.parent / found).resolve()
+        for path in PAGES
+        for found in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
+    }
+    assert len(shown) >= 3
+    for picture in shown:
+        assert picture.stat().st_size < 60_000, picture.name
 
 
 @pytest.mark.slow

@@ -91,7 +91,9 @@ def _safety(code: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return _MARKUP.sub(r"\\\1", text)
+    """The text as Markdown that shows it as it is; what stands between backticks stays code."""
+    pieces = re.split(r"(`[^`\n]+`)", text)
+    return "".join(piece if at % 2 else _MARKUP.sub(r"\\\1", piece) for at, piece in enumerate(pieces))
 
 
 def _begun(words: str) -> str:
