@@ -1,5 +1,6 @@
 """Every example runs, is short, and shows what it says."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -7,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+# What compares a page with what was printed; it lies beside the site's other parts, which are no package.
+SPEC = importlib.util.spec_from_file_location("docs_snippets", ROOT / "docs" / "site" / "snippets.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+snippets = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = snippets
+SPEC.loader.exec_module(snippets)
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +26,16 @@ def run_example(name: str) -> str:
         [sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
+    if re.match(r"s\d_", name):
+        compare_with_page(ROOT / "docs" / "scenarios" / f"{name[:2]}.md", done.stdout)
     return done.stdout
+
+
+def compare_with_page(page: Path, printed: str) -> None:
+    """What a scenario's page quotes is what its example prints: words and counts exactly, other figures nearly."""
+    quoted = next(block for block in snippets.blocks(page) if block.language == "text")
+    wrong = snippets.unlike(quoted.text, printed)
+    assert not wrong, f"docs/{quoted.page}: {wrong!r} is not what is printed:\n{printed}"
 
 
 def test_every_example_is_tested_and_short() -> None:

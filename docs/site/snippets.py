@@ -91,5 +91,5 @@ def _form(line: str) -> str:
 
 def _near(quoted: re.Match[str], printed: re.Match[str]) -> bool:
     a, b = (float(match[0].rstrip(" %")) for match in (quoted, printed))
-    # Five points of an accuracy, and a third of everything else, or so little that it rounds differently.
-    return math.isclose(a, b, rel_tol=0.0 if quoted[1] else 1 / 3, abs_tol=5.0 if quoted[1] else 0.03)
+    # Eight points of an accuracy, and a third of everything else, or so little that it rounds differently.
+    return math.isclose(a, b, rel_tol=0.0 if quoted[1] else 1 / 3, abs_tol=8.0 if quoted[1] else 0.03)
