@@ -15,6 +15,7 @@ from typing import Any
 from frostline.checkpoint.readers.open_file import read_contents
 from frostline.checkpoint.tensor_writer import combined_digest
 from frostline.errors import CheckpointError, CorruptCheckpoint, printable
+from frostline.tables import html_text
 
 SCHEMA_VERSION = 1
 KEY = "frostline.delta"
@@ -70,6 +71,9 @@ class DeltaInfo:
             f"{title or 'delta'}: {self.tensors:,} tensors, {self.elements:,} elements, {_size(self.nbytes)}; "
             f"on {self.model_type} {self.base_digest[:12]} ({rest})"
         )
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def read_delta_info(source: str | os.PathLike[str] | Mapping[str, str]) -> DeltaInfo:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from frostline.errors import NoStatistics
 from frostline.norms.moments import Moments, population_moments
 from frostline.state import names
-from frostline.tables import text_table
+from frostline.tables import html_text, text_table
 
 # The real ResNet-20 measures 0.02 on 250 images (its worst layer 0.09), 76 with the two norms of each block exchanged
 # (31,000), and 0.2 with those of one block (380). At 1, two normal distributions have little in common.
@@ -61,6 +61,9 @@ class Probe:
             f"running against batch statistics: divergence {self.divergence:.3g} over {len(self.layers)} layers: {word}"
         )
         return f"{head}\n{text_table(['worst layers', 'divergence'], worst)}"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def probe_statistics(model: nn.Module, batches: Iterable[Any]) -> Probe:

@@ -12,7 +12,7 @@ from frostline.checkpoint.opened import Checkpoint, open_checkpoint
 from frostline.checkpoint.paper import plan_told
 from frostline.checkpoint.plan import SCHEMA_VERSION, Row
 from frostline.state.digest import digest
-from frostline.tables import text_table
+from frostline.tables import html_text, text_table
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class Verification:
         table = "\n" + text_table(["converted", "original", ""], bad[:20]) if bad else ""
         more = f"\n(+{len(bad) - 20} more; --json)" if len(bad) > 20 else ""
         return f"{'holds' if self.holds else 'does not hold'}: {said}, {how}{table}{more}"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def verify(original: str | os.PathLike[str], converted: str | os.PathLike[str]) -> Verification:

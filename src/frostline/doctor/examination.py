@@ -9,6 +9,7 @@ from typing import Any
 
 from frostline.audit.seen import Seen
 from frostline.findings import Finding, Severity
+from frostline.tables import html_text
 
 SCHEMA_VERSION = 1
 _ORDER = [Severity.ERROR, Severity.WARNING, Severity.INFO]
@@ -34,6 +35,9 @@ class Comparison:
         )
         before, after = len(self.gone) + len(self.left), len(self.left) + len(self.new)
         return "\n".join([f"{before} before, {after} after", *(f"  {how}: {f.code} {f.message}" for how, f in rows)])
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 class Examination(list[Finding]):

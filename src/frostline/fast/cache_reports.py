@@ -14,6 +14,7 @@ import torch
 
 from frostline.errors import CacheError, name_some
 from frostline.fast.narrowing import NarrowingCost
+from frostline.tables import html_text
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class CacheEstimate:
         takes = "" if self.seconds is None else f", about {duration(self.seconds)}"
         return f"{whole}, {todo}{takes}; {size(self.free)} free, limit {size(self.limit)}"
 
+    def _repr_html_(self) -> str:
+        return html_text(self)
+
 
 @dataclass(frozen=True)
 class FillReport:
@@ -121,6 +125,9 @@ class FillReport:
         if self.narrowing is not None:
             lines.append(f"kept as {self.narrowing}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def free_at(folder: Path) -> int:

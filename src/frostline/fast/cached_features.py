@@ -22,6 +22,7 @@ from frostline.fast.narrowing import Losses, NarrowingCost
 from frostline.fast.sample_parts import Form, together
 from frostline.fast.sample_table import Ints
 from frostline.fast.shelf import Shelf
+from frostline.tables import html_text
 
 
 class CachedFeatures:
@@ -142,6 +143,9 @@ class CachedFeatures:
             f"features of {len(self):,} samples x {self.views} views at {names} ({', '.join(dtypes)}{kept}): "
             f"{self.nbytes / 1e6:,.1f} MB in {self.folder}"
         )
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 class ViewDataset(Dataset[Any]):

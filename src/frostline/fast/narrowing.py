@@ -16,6 +16,7 @@ from torch import Tensor
 from frostline.checkpoint.stored import dtype_name
 from frostline.errors import CacheError
 from frostline.fast.features import Place
+from frostline.tables import html_text
 
 NARROW = (torch.float16, torch.bfloat16, torch.uint8)
 _STEPS = 255
@@ -221,3 +222,6 @@ class NarrowingCost:
             for name, cost in self.places.items()
         ]
         return f"{self.dtype}: {'; '.join(told) or 'nothing was narrowed'}"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)

@@ -21,6 +21,7 @@ from frostline.state.inventory import Inventory, entries_at, inventory, owners
 from frostline.state.roles import role_of
 from frostline.state.selection import Selection, Selector, select, strict_ancestors
 from frostline.state.snapshot import entries_of
+from frostline.tables import html_text
 
 Level: TypeAlias = Literal["grad", "stats", "state"]
 Lock: TypeAlias = Literal["soft", "hard"]
@@ -69,6 +70,9 @@ class FreezePlan:
         ]
         parts += [str(finding) for finding in self.findings]
         return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def plan_freeze(

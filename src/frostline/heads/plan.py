@@ -20,6 +20,7 @@ from frostline.heads.seats import Seat, find_seats, reseat
 from frostline.heads.site import HeadSite, find_head
 from frostline.state import names
 from frostline.state.inventory import SCHEMA_VERSION
+from frostline.tables import html_text
 
 # Where models keep their number of classes: timm's and most others, and those of transformers.
 _WIDTH_ATTRIBUTES = ("num_classes", "num_labels")
@@ -72,6 +73,9 @@ class HeadChange:
         said = _say(self.path, self.old, self.new, self.kept, self.classes)
         return "\n".join([f"{said}, {count}", *([f"  {'; '.join(self.notes)}"] if self.notes else [])])
 
+    def _repr_html_(self) -> str:
+        return html_text(self)
+
 
 @dataclass(frozen=True, eq=False)
 class HeadPlan:
@@ -109,6 +113,9 @@ class HeadPlan:
     def __str__(self) -> str:
         said = f"plan: {_say(self.path, self.old, self.new, self.kept, self.classes)}"
         return "\n".join([said, *(f"  {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 @dataclass(frozen=True, eq=False)

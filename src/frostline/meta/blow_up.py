@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from frostline.json_values import finite
+from frostline.tables import html_text
 
 SCHEMA_VERSION = 1
 
@@ -119,6 +120,9 @@ class BlowUp:
         )
         rows = {"found": self._grown(), "why": self._why(), "rate": self._rate(), "fix": self._fix()}
         return "\n".join([title, *(f"  {name}: {text}" for name, text in rows.items() if text)])
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
     def _grown(self) -> str:
         grown = self.grown

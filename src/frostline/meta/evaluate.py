@@ -19,7 +19,7 @@ from frostline.meta.policy import Policy
 from frostline.meta.scores import share_right
 from frostline.meta.task import Examples, Task
 from frostline.meta.tasks import Tasks
-from frostline.tables import text_table
+from frostline.tables import html_text, text_table
 
 # Two-sided 95 % of the normal distribution; a t distribution of 599 degrees of freedom has 1.964.
 _TWO_SIDED_95 = 1.96
@@ -85,6 +85,9 @@ class Evaluation:
         rows = [[r.policy, r.kind, f"{r.way}-way {r.shot}-shot", r.queries, r.shown] for r in self.rows]
         told = "\n".join(f"  {name}: {value}" for name, value in _flat(self.conditions))
         return f"{text_table(head, rows)}\n\n{told}"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def evaluate(

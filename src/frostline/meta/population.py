@@ -17,7 +17,7 @@ from frostline.meta.meta_batch import Met
 from frostline.meta.normalizing import LayerStatistics
 from frostline.meta.statistics import KeptStatistics
 from frostline.meta.task import Task
-from frostline.tables import text_table
+from frostline.tables import html_text, text_table
 
 
 def measure_population(learner: Learner, tasks: Sequence[Task], *, threads: int | None = None) -> KeptStatistics:
@@ -103,6 +103,9 @@ class Variation:
             for v in self.layers
         ]
         return text_table(head, rows)
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def variation(learner: Learner, tasks: Sequence[Task], *, threads: int | None = None) -> Variation:

@@ -24,6 +24,7 @@ from frostline.norms.layers import statistics_of
 from frostline.norms.observe import tracked_layers
 from frostline.state import names as state_names
 from frostline.state.selection import Selector, select
+from frostline.tables import html_text
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class SplitPlan:
             paths = [path for path, why in self.skipped.items() if why == reason]
             lines += [f"  left as it is: {folded}: {reason}" for folded in state_names.fold(paths)]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
     def apply(self) -> Domains:
         """Split the layers: either all of them or, on an error, none.

@@ -27,6 +27,7 @@ from frostline.norms.domain_forward import (
     remove_domains,
 )
 from frostline.state import names as state_names
+from frostline.tables import html_text
 
 MIXTURE = "mixture"
 
@@ -48,6 +49,9 @@ class Domains:
     def __str__(self) -> str:
         folded = name_some([str(f) for f in state_names.fold(self.paths)], rest="domains.paths")
         return f"{len(self.paths)} layers of {type(self.root).__name__} by domain ({', '.join(self.names)}): {folded}"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
     def tags(self, tags: Sequence[str] | Tensor) -> AbstractContextManager[None]:
         """:func:`domain` with a tag for each sample."""

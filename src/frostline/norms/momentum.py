@@ -14,6 +14,7 @@ from frostline.norms.policy import EMA
 from frostline.norms.read_policy import policy_of
 from frostline.state import names
 from frostline.state.selection import Selector
+from frostline.tables import html_text
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class MomentumHandle:
         pairs = sorted({(self.before[path], self.after[path]) for path in self.layers})
         changes = ", ".join(f"{before:g} -> {after:.4g}" for before, after in pairs)
         return f"momentum of {len(self.layers)} layers: {changes}"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def momentum_for(steps_momentum: float, forwards_per_step: int) -> float:

@@ -19,6 +19,7 @@ from frostline.norms.policy import EMA, Blend, Cumulative, Domain, OncePerStep, 
 from frostline.norms.policy_forward import PolicyForward
 from frostline.state import names
 from frostline.state.selection import Selector
+from frostline.tables import html_text
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class PolicyPlan:
 
     def __str__(self) -> str:
         return "\n".join(_lines(f"{len(self.layers)} layers of {type(self.root).__name__} would follow a policy", self))
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
     def apply(self) -> PolicyHandle:
         """Set the policy: on all layers or, on an error, on none.
@@ -100,6 +104,9 @@ class PolicyHandle:
 
     def __str__(self) -> str:
         return "\n".join(_lines(f"{len(self.layers)} layers of {type(self.root).__name__} follow a policy", self))
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def set_policy(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ class Recalibration:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.verdict()}</p>{self.plan._repr_html_()}"
+        return f"<p>{escape(self.verdict())}</p>{self.plan._repr_html_()}"
 
 
 def plan_recalibrate(

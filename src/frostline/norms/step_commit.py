@@ -24,6 +24,7 @@ from frostline.norms.policy import OncePerStep
 from frostline.norms.staging import Stage, StagingForward, moments_of
 from frostline.state import names
 from frostline.state.selection import Selector
+from frostline.tables import html_text
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class CommitPlan:
 
     def __str__(self) -> str:
         return f"statistics of {len(self.layers)} layers would move {_described(self.root, self.momenta, self.skipped)}"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
     def apply(self) -> StepCommit:
         """Carry it out: on all layers or, on an error, on none.
@@ -124,6 +128,9 @@ class StepCommit:
 
     def __str__(self) -> str:
         return f"statistics of {len(self._forwards)} layers move {_described(self.root, self._momenta, self.skipped)}"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
     def _begin(self) -> None:
         for path, layer in self.layers.items():

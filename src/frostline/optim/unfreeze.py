@@ -13,6 +13,7 @@ from frostline.errors import ModelError
 from frostline.optim.depth import By, Depths, depth_of
 from frostline.state import names
 from frostline.state.selection import Selector, exactly
+from frostline.tables import html_text
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class Unfreeze:
             warmup = f", warmed up over {stage.warmup} steps" if stage.warmup else ""
             lines.append(f"{', '.join(map(_shown, stage.parts))}: {stage.at}{warmup}")
         return "\n".join(lines) or "nothing is held"
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def gradual(

@@ -21,6 +21,7 @@ from frostline.state.digest import ALGORITHM, digest_all, digest_value
 from frostline.state.inventory import SCHEMA_VERSION, TENSOR_KINDS, Entry, Inventory, entries_at, inventory
 from frostline.state.selection import Selection, Selector, select
 from frostline.state.shards import Part, cut, is_distributed, own_part, part_of, reshard
+from frostline.tables import html_text
 
 Values: TypeAlias = "bool | Literal['buffers']"
 
@@ -198,6 +199,9 @@ class Snapshot(dict[str, Record]):
         return f"snapshot of {len(self):,} entries, {tensors:,} tensors, {kept:,} with values"
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 def snapshot(model: nn.Module, *selectors: Selector, values: Values = False) -> Snapshot:

@@ -12,7 +12,7 @@ from torch import nn
 from frostline.errors import CannotConvert, NotConverted, name_some
 from frostline.state import names
 from frostline.state.inventory import SCHEMA_VERSION
-from frostline.tables import html_table, text_table
+from frostline.tables import html_table, html_text, text_table
 
 _COLUMNS = ["layer", "from", "to", "exact", "note"]
 
@@ -107,6 +107,9 @@ class ConversionResult:
 
     def __str__(self) -> str:
         return str(self.plan)
+
+    def _repr_html_(self) -> str:
+        return html_text(self)
 
 
 @dataclass(frozen=True)
