@@ -135,6 +135,9 @@ def test_the_version_is_looked_up_when_it_is_asked_for() -> None:
     assert done.stdout.split() == ["False", "True", "True"]
 
 
+@pytest.mark.skipif(
+    Path(frostline.__file__).with_name("_version.py").exists(), reason="a wheel knows its version wherever it lies"
+)
 def test_a_package_that_is_installed_nowhere_says_so() -> None:
     code = "import frostline; print(frostline.__version__)"
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env=ON_PATH)
