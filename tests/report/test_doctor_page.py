@@ -251,7 +251,7 @@ def test_the_sections_and_their_links(page: DoctorPage, sections: list[str]) -> 
     assert text.endswith("</html>\n")
     assert [a["id"] for a in found.all("section")] == sections
     links = [a["href"] or "" for a in found.all("a")]
-    assert links[: len(sections)] == [f"#{name}" for name in sections]
+    assert links[: len(sections) + 1] == ["#main", *(f"#{name}" for name in sections)]
     assert len(found.all("h1")) == 1
     levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch(r"h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))

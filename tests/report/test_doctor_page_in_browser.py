@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,48 +143,6 @@ def test_long_and_hostile_names_fit_and_do_nothing(browser: Any, tmp_path: Path,
         view.locator("#found", has_text="modules of").wait_for()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_on_its_ground(browser: Any, tmp_path: Path, scheme: str) -> None:
-    """WCAG AA: 4.5 to 1 for text of this size."""
-    with opened(browser, tmp_path, page(), color_scheme=scheme) as view:
-        view.evaluate(OPEN_ALL)
-        poor = view.evaluate(CONTRAST)
-        assert poor == []
-
-
-# Every text against the nearest ground that is not transparent.
-CONTRAST = """() => {
-  const parse = (color) => {
-    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    canvas.fillStyle = color;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const ground = (node) => {
-    for (let each = node; each; each = each.parentElement) {
-      const color = parse(getComputedStyle(each).backgroundColor);
-      if (color[3] === 255) return color;
-    }
-    return parse(getComputedStyle(document.body).backgroundColor);
-  };
-  const poor = new Set();
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const node = walk.currentNode.parentElement;
-    if (!walk.currentNode.data.trim() || !node.checkVisibility()) continue;
-    if (node.closest(".unseen, script, [aria-hidden], .none")) continue;
-    const [a, b] = [light(parse(getComputedStyle(node).color)), light(ground(node))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) poor.add(`${node.tagName}.${node.className}: ${ratio.toFixed(2)}`);
-  }
-  return [...poor];
-}"""
-
-
 def test_search_filters_the_tree_and_gives_it_back(browser: Any, tmp_path: Path) -> None:
     with opened(browser, tmp_path, page()) as view:
         search = view.get_by_label("Filter by path or type")
@@ -212,7 +171,9 @@ def test_only_what_contradicts_can_be_shown(browser: Any, tmp_path: Path) -> Non
         view.get_by_text("No module matches “head”.").wait_for()
 
 
-def test_two_thousand_modules_are_searched_at_once(browser: Any, tmp_path: Path) -> None:
+def test_two_thousand_modules_are_searched_at_once(
+    browser: Any, slowest_key: Callable[[Any], float], tmp_path: Path
+) -> None:
     rows = [
         TensorLine(
             path := f"stage{i // 100}.block{i % 100}.bn.{name}",
@@ -229,20 +190,8 @@ def test_two_thousand_modules_are_searched_at_once(browser: Any, tmp_path: Path)
         search = view.get_by_label("Filter by path or type")
         search.fill("stage7.block42.")
         view.get_by_text("1 module of ").wait_for()
-        assert view.locator("#tree details:not([hidden]) > .leaves").last.evaluate_all(SEEN) == [True]
-        taken = view.evaluate(
-            """async () => {
-              const input = document.getElementById("search");
-              const begun = performance.now();
-              for (const query of ["bn", "running", "stage1*var", "block4 weight", "s"]) {
-                input.value = query;
-                input.dispatchEvent(new Event("input"));
-                await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-              }
-              return (performance.now() - begun) / 5;
-            }"""
-        )
-        assert taken < 1_000, "milliseconds for a keystroke, on a machine that has other work"
+        assert view.locator("#tree .leaves").evaluate_all(SEEN).count(True) == 1
+        assert slowest_key(view) < 250, "milliseconds for a keystroke, on a machine that has other work"
         assert overflow(view) <= 0
 
 

@@ -287,7 +287,7 @@ def test_the_fields_that_callers_fill_in() -> None:
 
 
 def schemes() -> dict[str, dict[str, str]]:
-    style = (Path(room.__file__).parent / "templates" / "run.css").read_text()
+    style = (Path(room.__file__).parent / "templates" / "design.css").read_text()
     light, dark = (
         dict(re.findall(r"--([\w-]+): (#\w+);", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)[:2]
     )

@@ -5,8 +5,6 @@ Knows dataclasses only. The same page gives the same bytes, so that reports can 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +14,7 @@ from frostline.report.contract_lines import STATES, ModuleLine, TensorLine
 from frostline.report.contract_tree import TreeNode, grow_contract_tree
 from frostline.report.drift import Drift, draw_drift
 from frostline.report.mode_lanes import PASSES, DrawnModes, ModeTimeline, draw_modes
-from frostline.report.page_templates import page_templates
+from frostline.report.page_templates import render_page
 from frostline.report.rule_text import RuleText
 
 SCHEMA_VERSION = 1
@@ -263,39 +261,33 @@ def render_doctor(page: DoctorPage) -> str:
         >>> "3 layers moved their statistics" in text, 'id="rule-F107"' in text
         (True, True)
     """
-    templates = page_templates()
-    templates.filters.update(size=figures.size, count=figures.count, sentence=_sentence, duration=duration)
-    styles = [templates.loader.get_source(templates, name)[0] for name in ("run.css", "doctor.css")]
-    script: str = templates.loader.get_source(templates, "doctor.js")[0]
     models = [_drawn(model, page) for model in page.models]
     anchors: dict[str, str] = {}
     rules = {rule.code: rule for rule in page.rules}
     for number, card in enumerate(page.cards, start=1):
         anchors.setdefault(card.finding.code, f"finding-{number}")
         rules.setdefault(card.finding.code, RuleText(card.finding.code))
-    return (
-        templates.get_template("doctor.html.j2").render(
-            page=page,
-            verdict=judge(page),
-            tallies=[(_NOUNS[severity], severity.value, page.count(severity)) for severity in _NOUNS],
-            known=sum(card.known for card in page.cards),
-            nouns={severity.value: noun for severity, noun in _NOUNS.items()},
-            models=models,
-            trees=[model for model in models if model.part.tensors],
-            drifts=[model for model in models if model.drift.followed],
-            timelines=[model for model in models if model.modes is not None],
-            anchors=anchors,
-            rules=list(rules.values()),
-            opened=_opened(models),
-            states=STATES,
-            passes=PASSES,
-            share=_share(page.cost, page.seconds),
-            schema_version=SCHEMA_VERSION,
-            style="\n".join(styles),
-            script=script,
-            script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
-        + "\n"
+    return render_page(
+        "doctor.html.j2",
+        parts=("tree", "doctor"),
+        scripts=("tree", "doctor"),
+        filters={"sentence": _sentence, "duration": duration},
+        page=page,
+        verdict=judge(page),
+        tallies=[(_NOUNS[severity], severity.value, page.count(severity)) for severity in _NOUNS],
+        known=sum(card.known for card in page.cards),
+        nouns={severity.value: noun for severity, noun in _NOUNS.items()},
+        models=models,
+        trees=[model for model in models if model.part.tensors],
+        drifts=[model for model in models if model.drift.followed],
+        timelines=[model for model in models if model.modes is not None],
+        anchors=anchors,
+        rules=list(rules.values()),
+        opened=_opened(models),
+        states=STATES,
+        passes=PASSES,
+        share=_share(page.cost, page.seconds),
+        schema_version=SCHEMA_VERSION,
     )
 
 

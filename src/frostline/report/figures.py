@@ -92,3 +92,13 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60:02} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital at its beginning.
+
+    Example:
+        >>> sentence("one head was trained"), sentence("")
+        ('One head was trained', '')
+    """
+    return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""A run of few-shot learning as one self-contained HTML page: no network, no scripts.
+"""A run of few-shot learning as one self-contained HTML page: no network, readable without scripts.
 
 Knows dataclasses only. The same page gives the same bytes, so that reports can be compared and signed.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frostline.report import figures
 from frostline.report.curves import PHASE_STYLES, Curve, draw_charts
 from frostline.report.norm_page import Range, Scale
-from frostline.report.page_templates import page_templates
+from frostline.report.page_templates import render_page
 
 SCHEMA_VERSION = 1
 
@@ -124,25 +123,20 @@ def render_meta(page: MetaPage) -> str:
         >>> "± 1.0" in text
         True
     """
-    templates = page_templates()
-    templates.filters.update(size=figures.size, count=figures.count, sentence=_sentence, half=_half)
-    styles = [templates.loader.get_source(templates, name)[0] for name in ("run.css", "norms.css", "meta.css")]
     measured = [line.measured for line in page.policies if line.measured is not None]
-    sizes = sorted({line.queries for line in page.accuracies})
-    return (
-        templates.get_template("meta.html.j2").render(
-            page=page,
-            sizes=sizes,
-            rows=by_size(page.accuracies),
-            scale=Scale.over(measured, is_share=True),
-            said=_percent,
-            tick=_short_percent,
-            charts=draw_charts(page.curves, over="iteration"),
-            phase_styles=PHASE_STYLES,
-            schema_version=SCHEMA_VERSION,
-            style="\n".join(styles),
-        )
-        + "\n"
+    return render_page(
+        "meta.html.j2",
+        parts=("charts", "strips", "meta"),
+        filters={"half": _half},
+        page=page,
+        sizes=sorted({line.queries for line in page.accuracies}),
+        rows=by_size(page.accuracies),
+        scale=Scale.over(measured, is_share=True),
+        said=_percent,
+        tick=_short_percent,
+        charts=draw_charts(page.curves, over="iteration"),
+        phase_styles=PHASE_STYLES,
+        schema_version=SCHEMA_VERSION,
     )
 
 
@@ -160,10 +154,6 @@ def by_size(lines: Sequence[AccuracyLine]) -> list[SizeRow]:
         own = {line.queries: line for line in lines if line.policy == policy}
         rows.append(SizeRow(next(iter(own.values())), tuple(own.get(size) for size in sizes)))
     return rows
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _percent(value: float) -> str:

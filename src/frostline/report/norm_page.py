@@ -1,4 +1,4 @@
-"""What was found about normalization statistics as one self-contained HTML page: no network, no scripts.
+"""What was found about normalization statistics as one self-contained HTML page: no network, readable without scripts.
 
 Knows dataclasses only. The same page gives the same bytes, so that reports can be compared and signed.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from frostline.report import figures
 from frostline.report.norm_charts import Channel, LayerLine, draw_channels, draw_depth
-from frostline.report.page_templates import page_templates
+from frostline.report.page_templates import render_page
 
 SCHEMA_VERSION = 1
 # So many layers stand on the page at once; the rest unfolds.
@@ -203,31 +203,27 @@ def render_norms(page: NormPage) -> str:
         >>> "All fits." in text
         True
     """
-    templates = page_templates()
-    templates.filters.update(size=figures.size, count=figures.count, tone=gain_tone, chance=_chance, sentence=_sentence)
-    styles = [templates.loader.get_source(templates, name)[0] for name in ("run.css", "norms.css")]
     is_share = page.metric == "accuracy"
     measured = [line.measured for line in (*page.scores, *page.remedies) if line.measured is not None]
     numbered = list(enumerate(page.layers, 1))
     ranked = sorted(numbered, key=lambda pair: (not pair[1].off, -_finite(pair[1].effect)))
-    return (
-        templates.get_template("norms.html.j2").render(
-            page=page,
-            scored=_with_base(page.scores),
-            scale=Scale.over(measured, is_share=is_share),
-            said=_percent if is_share else figures.size,
-            tick=_short_percent if is_share else figures.size,
-            gained=_points if is_share else _signed,
-            unit="points" if is_share else "",
-            depth=draw_depth(page.layers),
-            channels=draw_channels(page.worst),
-            numbered=numbered,
-            foremost=ranked[:_MOST_LAYERS],
-            off=sum(layer.off for layer in page.layers),
-            schema_version=SCHEMA_VERSION,
-            style="\n".join(styles),
-        )
-        + "\n"
+    return render_page(
+        "norms.html.j2",
+        parts=("charts", "strips", "norms"),
+        filters={"tone": gain_tone, "chance": _chance},
+        page=page,
+        scored=_with_base(page.scores),
+        scale=Scale.over(measured, is_share=is_share),
+        said=_percent if is_share else figures.size,
+        tick=_short_percent if is_share else figures.size,
+        gained=_points if is_share else _signed,
+        unit="points" if is_share else "",
+        depth=draw_depth(page.layers),
+        channels=draw_channels(page.worst),
+        numbered=numbered,
+        foremost=ranked[:_MOST_LAYERS],
+        off=sum(layer.off for layer in page.layers),
+        schema_version=SCHEMA_VERSION,
     )
 
 
@@ -257,10 +253,6 @@ def _finite(value: float) -> float:
 
 def _chance(p_value: float) -> str:
     return "<0.001" if p_value < 0.001 else figures.size(p_value)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _percent(value: float) -> str:

@@ -5,8 +5,6 @@ Knows dataclasses only. The same page gives the same bytes, so that reports can 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +12,7 @@ from frostline.report import figures
 from frostline.report.curves import PHASE_STYLES, Curve, draw_charts
 from frostline.report.module_tree import HeldEntry, MovedEntry, grow_tree
 from frostline.report.outcome import Outcome, by_role, compare
-from frostline.report.page_templates import page_templates
+from frostline.report.page_templates import render_page
 from frostline.report.spent_bars import SpentBar, draw_spent
 from frostline.report.trace import draw_traces
 
@@ -125,41 +123,25 @@ def render_run(page: RunPage) -> str:
         >>> "Nothing that was held moved" in text
         True
     """
-    templates = page_templates()
-    templates.filters.update(size=figures.size, count=figures.count, sentence=_sentence)
-    script: str = templates.loader.get_source(templates, "run.js")[0]
-    style: str = templates.loader.get_source(templates, "run.css")[0]
     runs = [page.outcome] if page.naive is None else [page.outcome, page.naive]
     tree = grow_tree(page.held, page.trained, page.outcome.moved)
-    return (
-        templates.get_template("run.html.j2").render(
-            page=page,
-            verdict=judge(page),
-            traces=draw_traces([entry.path for entry in page.held], runs),
-            charts=draw_charts(page.curves, metric=page.metric),
-            phase_styles=PHASE_STYLES,
-            spent=draw_spent(page.spent),
-            runs=runs,
-            blocks=compare(runs, metric=page.metric),
-            by_role=by_role,
-            tree=tree,
-            open_moved=tree.moved <= _MOST_OPENED,
-            schema_version=SCHEMA_VERSION,
-            style=style,
-            script=script,
-            script_hash=_script_hash(script),
-        )
-        + "\n"
+    return render_page(
+        "run.html.j2",
+        parts=("charts", "tree", "run"),
+        scripts=("tree",),
+        page=page,
+        verdict=judge(page),
+        traces=draw_traces([entry.path for entry in page.held], runs),
+        charts=draw_charts(page.curves, metric=page.metric),
+        phase_styles=PHASE_STYLES,
+        spent=draw_spent(page.spent),
+        runs=runs,
+        blocks=compare(runs, metric=page.metric),
+        by_role=by_role,
+        tree=tree,
+        open_moved=tree.moved <= _MOST_OPENED,
+        schema_version=SCHEMA_VERSION,
     )
-
-
-def _script_hash(script: str) -> str:
-    """What the content security policy allows to run: this script, and nothing that a name smuggles in."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _join(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frostline.report.page_templates import page_templates
+from frostline.report.page_templates import render_page
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class TablePage:
         columns: the headings.
         rows: a text for each column; the first names the row.
         notes: what was found, each in lines of its own.
+        generator: the program and version that made the page.
     """
 
     kind: str
@@ -25,6 +26,7 @@ class TablePage:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    generator: str = ""
 
 
 def render_table(page: TablePage) -> str:
@@ -40,6 +42,4 @@ def render_table(page: TablePage) -> str:
         >>> "<code>bn&lt;1&gt;</code>" in render_table(TablePage("layers", "Net", ["layer"], [["bn<1>"]]))
         True
     """
-    templates = page_templates()
-    style = templates.loader.get_source(templates, "run.css")[0]
-    return templates.get_template("table.html.j2").render(page=page, style=style) + "\n"
+    return render_page("table.html.j2", parts=("table",), page=page)
