@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frostline.errors import printable
-from frostline.tables import ELLIPSIS, html_table, text_table
+from frostline.tables import ELLIPSIS, fitted, html_table, html_text, text_table
 
 CELLS = st.one_of(
     st.text(st.characters(exclude_categories=["C", "Z"]), max_size=30),
@@ -137,3 +137,23 @@ def test_naive_html_would_run_what_is_in_a_cell() -> None:
 def test_special_characters_are_escaped_in_headings_and_captions(quote: str) -> None:
     text = html_table([quote], [], caption=quote)
     assert text.count(quote) == html_table(["x"], [], caption="x").count(quote) + (2 if quote == "&" else 0)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=4), st.integers(20, 100))
+@settings(max_examples=50, deadline=None)
+def test_a_fitted_table_is_no_wider_than_its_room(rows: list[tuple[object, ...]], room: int) -> None:
+    with fitted(room):
+        table = text_table(["path", "role", "how it is held"], rows)
+    assert max(map(len, table.splitlines()), default=0) <= room
+    with fitted(None):
+        assert text_table(["path"], [["x" * 500]]).splitlines()[-1] == "x" * 500
+
+
+def test_where_words_would_break_rows_become_blocks() -> None:
+    with fitted(24):
+        table = text_table(["path", "checkpoint"], [["layer1.0", "backbone.layer1.0.weight"], ["fc", None]])
+    assert table.splitlines() == ["layer1.0", "  checkpoint: backbone.l", "    ayer1.0.weight", "fc"]
+
+
+def test_text_for_a_notebook_is_escaped_in_its_lines() -> None:
+    assert html_text("<b>\n  \x1b[1m") == "<pre>&lt;b&gt;\n  \\x1b[1m</pre>"

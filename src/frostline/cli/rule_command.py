@@ -210,9 +210,9 @@ def _print_list() -> None:
             for more in rest:
                 _say(" " * 24 + more)
         _say("")
-    _say("Second column: the fix is safe, unsafe (it may change meaning) or manual.")
-    _say("Third column: who finds it, the doctor in a loop that runs, lint in source.")
-    _say("A - is for other commands. frostline rule CODE prints a rule.")
+    _say(textwrap.fill("Second column: the fix is safe, unsafe (it may change meaning) or manual.", width))
+    _say(textwrap.fill("Third column: who finds it, the doctor in a loop that runs, lint in source.", width))
+    _say(textwrap.fill("A - is for other commands. frostline rule CODE prints a rule.", width))
 
 
 def _text(*parts: str) -> Text:
