@@ -106,3 +106,11 @@ def test_emoji_codes_in_names_are_printed_as_they_are(command: Any):
     """rich would make a picture of ``:abc:``."""
     done = command("finetune", "--device", "cuda:abc")
     assert done.err.startswith("error: --device cuda:abc: not available here.\n")
+
+
+def test_an_interruption_is_one_line_and_code_130(command: Any, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("frostline.cli.rule_command._print_list", interrupt)
+    assert tuple(command("rule")) == (130, "", "stopped\n")

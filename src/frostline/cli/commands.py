@@ -45,6 +45,13 @@ class LateGroup(TyperGroup):
         del ctx
         return list(COMMANDS)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what Ctrl+C ends is told from what ends with the same code by itself."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
 
 class LateCommand(TyperCommand):
     """Stands in for a command in lists; the command itself does all that is done with arguments."""
