@@ -37,8 +37,10 @@ FOLDER = {"data": "photos", "model": "timm/resnet18"}
         ({"views": 0}, "--views 0: too small.\n  fix: 1 or more"),
         (
             {"prefix": ("fold",)},
-            "--prefix fold: there is no such one.\n"
-            "  fix: did you mean 'folded'? some of folded, channels_last, compiled, bfloat16",
+            (
+                "--prefix fold: there is no such one.\n"
+                "  fix: did you mean 'folded'? some of folded, channels_last, compiled, bfloat16"
+            ),
         ),
         (
             {"prefix": ("folded",), "strategy": "full"},
