@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 import time
 
@@ -250,6 +251,15 @@ def test_what_the_forward_pass_raises_ends_all_lanes(error):
     assert digest_all(dict(model.state_dict())) == before
 
 
+@pytest.fixture
+def _ctrl_c_interrupts():
+    """As in a terminal: a program in the background begins with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
 def test_ctrl_c_while_a_lane_works_ends_all_of_them():
     class Interrupted(nn.Module):
         def forward(self, x):
