@@ -22,9 +22,9 @@ def first_of_two(monkeypatch: pytest.MonkeyPatch) -> dist.Store:
     """As if this were the first of two processes."""
     store = dist.HashStore()
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(lost_process, "_store", lambda: store)
+    monkeypatch.setattr(lost_process, "store", lambda: store)
     return store
 
 
@@ -68,7 +68,7 @@ def test_a_store_that_is_gone_too_is_no_second_error(first_of_two: Any, monkeypa
     def gone() -> Any:
         raise dist.DistNetworkError("the server is gone")
 
-    monkeypatch.setattr(lost_process, "_store", gone)
+    monkeypatch.setattr(lost_process, "store", gone)
     assert told(RuntimeError(CLOSED)).speaks
     with pytest.raises(KeyError), lost_process_told(lambda: ""):
         raise KeyError

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from frostline.audit.seen import RankDigest, Seen
 from frostline.errors import CannotDigest
+from frostline.norms.processes import store, world_size
 from frostline.state.digest import digest_all
 
 # A process that ended before the others, or crashed, must not keep them waiting for long.
@@ -23,18 +24,18 @@ def gather(seen: Seen) -> None:
 
     Every process writes its digests into the store that the processes met at, and reads those of the others.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2:
+    if world_size() < 2:
         return
     seen.rank = dist.get_rank()
     own = _own(seen)
     try:
-        store: Any = dist.distributed_c10d._get_default_store()
+        meeting = store()
         # Processes that run the same loop watch it the same number of times.
         number = next(_NUMBERS)
-        store.set(f"frostline/{number}/{seen.rank}", json.dumps(_to_json(own)))
+        meeting.set(f"frostline/{number}/{seen.rank}", json.dumps(_to_json(own)))
         keys = [f"frostline/{number}/{rank}" for rank in range(dist.get_world_size())]
-        store.wait(keys, _PATIENCE)
-        seen.ranks = [_from_json(json.loads(store.get(key))) for key in keys]
+        meeting.wait(keys, _PATIENCE)
+        seen.ranks = [_from_json(json.loads(meeting.get(key))) for key in keys]
     except (RuntimeError, ValueError) as error:
         seen.ranks = []
         seen.missed.append(f"the other processes could not be compared: {str(error).splitlines()[0]}")

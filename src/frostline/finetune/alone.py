@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from frostline.extras import require
+from frostline.norms.processes import world_size
 
 
 class Alone:
@@ -83,7 +84,7 @@ def one_thread(device: torch.device) -> Generator[None, None, None]:
 
 def same_on_all(model: nn.Module) -> None:
     """Give every process the tensors of the first one: machines of one run may round differently."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if world_size() > 1:
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)

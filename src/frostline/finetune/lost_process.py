@@ -7,11 +7,11 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import torch.distributed as dist
 
 from frostline.errors import FrostlineError, ProcessLost
+from frostline.norms.processes import store, world_size
 
 # What gloo and NCCL say where the other side is gone; they have no kind of error for it.
 _SIGNS = ("closed by peer", "Connection reset", "Broken pipe", "Connection refused", "Socket Timeout", "remote process")
@@ -31,7 +31,7 @@ def lost_process_told(kept: Callable[[], str]) -> Generator[None, None, None]:
     Raises:
         ProcessLost: another process has ended, or the launcher has ended this one, as it does then.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() < 2:
         yield
         return
     try:
@@ -60,28 +60,24 @@ def _is_of_another(error: RuntimeError) -> bool:
 def _leave(error: BaseException) -> None:
     with suppress(Exception):
         text = str(error).strip().splitlines()
-        _store().set(f"{_KEY}/{dist.get_rank()}", f"{type(error).__name__}: {text[0] if text else ''}")
+        store().set(f"{_KEY}/{dist.get_rank()}", f"{type(error).__name__}: {text[0] if text else ''}")
 
 
 def _left() -> str:
     with suppress(Exception):
-        store = _store()
-        for rank in range(dist.get_world_size()):
-            if store.check([f"{_KEY}/{rank}"]):
-                return f"process {rank} failed: {store.get(f'{_KEY}/{rank}').decode()}"
+        left = store()
+        for rank in range(world_size()):
+            if left.check([f"{_KEY}/{rank}"]):
+                return f"process {rank} failed: {left.get(f'{_KEY}/{rank}').decode()}"
     return ""
 
 
 def _is_first_to_notice() -> bool:
     """Whether this process is the one that tells: the first of those that are left."""
     try:
-        return int(_store().add("frostline/noticed", 1)) == 1
+        return int(store().add("frostline/noticed", 1)) == 1
     except Exception:  # the store went with the process that kept it
         return dist.get_rank() == 0
-
-
-def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
-import torch.distributed as dist
 import xxhash
 from torch import nn
 
 from frostline.errors import RanksDiffer
 from frostline.freezing.found_holds import levels_of
 from frostline.freezing.rank_comparison import RankComparison, RankEntry, compare_entries
-from frostline.norms.processes import gathered, in_all
+from frostline.norms.processes import gathered, in_all, world_size
 from frostline.state import names
 from frostline.state.inventory import Inventory, entries_at, inventory
 from frostline.state.selection import Selector, select
@@ -79,7 +78,7 @@ def verify_ranks(
         >>> print(verify_ranks(nn.Linear(1, 1)))
         one process: there is nothing to compare
     """
-    world = dist.get_world_size(process_group) if dist.is_available() and dist.is_initialized() else 1
+    world = world_size(process_group)
     if world < 2:
         return RankComparison(1, what)
     mine: dict[str, RankEntry] = {}

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frostline.errors import CannotFreeze, CannotThaw, name_some
 from frostline.freezing.plan import FreezePlan
+from frostline.norms.processes import world_size
 from frostline.state import names
 
 # In the `__dict__` of a wrapper that is about to be replaced by one which takes in what changes.
@@ -61,7 +62,7 @@ def several_processes() -> bool:
         >>> several_processes()
         False
     """
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return world_size() > 1
 
 
 def exchanged_by(wrapper: DistributedDataParallel) -> dict[int, nn.Parameter]:
@@ -128,8 +129,13 @@ def _not_exchanged(model: nn.Module, freed: Mapping[str, nn.Parameter]) -> list[
     missed: set[int] = set()
     for wrapper in wrappers_of(model):
         if _ALLOWED not in vars(wrapper):
-            missed |= {id(parameter) for parameter in minded_by(wrapper).values()} - exchanged_by(wrapper).keys()
+            missed |= _minded_and_not_taken(wrapper)
     return [path for path, parameter in freed.items() if id(parameter) in missed]
+
+
+def _minded_and_not_taken(wrapper: DistributedDataParallel) -> set[int]:
+    """The parameters, by id, that a wrapper does not ignore and exchanges no gradients of."""
+    return {id(parameter) for parameter in minded_by(wrapper).values()} - exchanged_by(wrapper).keys()
 
 
 def refuse_thaw(model: nn.Module, freed: Mapping[str, nn.Parameter]) -> None:
@@ -163,9 +169,8 @@ def end_training(model: nn.Module, freed: Mapping[str, nn.Parameter]) -> None:
     for wrapper in wrappers_of(model) if freed else []:
         if _ALLOWED in vars(wrapper):
             continue
-        taken = exchanged_by(wrapper)
-        minded = minded_by(wrapper)
-        missed = [p for p in freed.values() if id(p) not in taken and any(p is each for each in minded.values())]
+        not_taken = _minded_and_not_taken(wrapper)
+        missed = [parameter for parameter in freed.values() if id(parameter) in not_taken]
         if missed:
             wrapper.forward = _Ended(wrapper, missed)  # type: ignore[method-assign]
 

@@ -22,7 +22,7 @@ from frostline.meta.policy import Policy
 from frostline.meta.statistics import KeptStatistics
 from frostline.meta.task import Examples, Task
 from frostline.meta.task_threads import in_threads
-from frostline.norms.processes import in_all
+from frostline.norms.processes import in_all, world_size
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -248,7 +248,7 @@ class Learner(nn.Module, ABC):
         vmap: bool | None,
         how: OnNonfinite,
     ) -> GradientSum:
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        world = world_size()
         rank = dist.get_rank() if world > 1 else 0
         mine = list(range(rank, len(tasks), world))
 

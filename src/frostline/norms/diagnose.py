@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,6 +26,7 @@ from frostline.norms.feed import Feed, Forward
 from frostline.norms.look import Progress, look
 from frostline.norms.norm_report import CauseRow, Channel, Counterfactual, NormLayerRow, NormReport, RemedyRow
 from frostline.norms.observe import tracked_layers
+from frostline.norms.processes import gathered, world_size
 from frostline.norms.ranks import rank_differences
 from frostline.norms.read_policy import policy_of
 from frostline.norms.remedies import Trial, measured, unmeasured
@@ -298,12 +298,10 @@ def _rank_distances(
     root: nn.Module, facts: Mapping[str, LayerFacts], ranks: Sequence[Mapping[str, Tensor]] | None
 ) -> dict[str, float]:
     if ranks is None:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if world_size() < 2:
             return {}
         mine = {name: buffer.detach().cpu() for name, buffer in root.named_buffers()}
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, mine)
-        ranks = gathered
+        ranks = gathered(mine)
     layers = {path: layer for path, layer in tracked_layers(root).items() if path in facts}
     return {path: found.effect for path, found in rank_differences(layers, ranks).items()}
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
@@ -19,6 +18,7 @@ from frostline.attach.instance_method import InstanceMethod, install, uninstall
 from frostline.errors import DomainError, name_some
 from frostline.norms.layers import Layout, layout_of, statistics_of
 from frostline.norms.policy import EMA, Cumulative, Domain, StatsPolicy, Update
+from frostline.norms.processes import world_size
 from frostline.state import names as state_names
 
 COUNT = "num_batches_tracked"
@@ -144,7 +144,7 @@ class DomainForward(InstanceMethod[nn.Module]):
         use = statistics_of(module)
         if use is None or use.uses != "batch":
             return
-        if isinstance(module, nn.SyncBatchNorm) and _several_processes():
+        if isinstance(module, nn.SyncBatchNorm) and world_size() > 1:
             raise DomainError(
                 f"{layer}: a tagged batch would leave the processes waiting for one another where a domain has no "
                 "samples in one of them\n  fix: pass the domains one by one: with domain(model, name): ..."
@@ -318,8 +318,3 @@ def _index(tags: Sequence[str] | Tensor, known: tuple[str, ...]) -> Tensor:
     if not index.shape[0]:
         raise DomainError("tags: there are none\n  fix: one for each sample of the batch")
     return index
-
-
-def _several_processes() -> bool:
-    dist = torch.distributed
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -12,6 +12,23 @@ from frostline.errors import NormsError, printable
 T = TypeVar("T")
 
 
+def world_size(process_group: Any = None) -> int:
+    """How many processes a group has; 1 without an initialized ``torch.distributed``.
+
+    Example:
+        >>> world_size()
+        1
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size(process_group)
+
+
+def store() -> Any:
+    """The key-value store that the processes met at: what one writes, others read without a collective operation."""
+    return dist.distributed_c10d._get_default_store()
+
+
 def gathered(value: T, process_group: Any = None) -> list[T]:
     """The value of every process of a group, in the order of their ranks; each process has to call this.
 

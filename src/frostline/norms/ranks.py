@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from frostline.attach.ledger import holds_statistics
 from frostline.errors import NonFiniteStatistics, NormsError, NoStatistics, name_some
 from frostline.norms.layers import layout_of, running_statistics
 from frostline.norms.observe import tracked_layers
+from frostline.norms.processes import gathered, world_size
 from frostline.norms.shift_test import output_distance
 from frostline.state import names
 from frostline.state.selection import Selector
@@ -225,12 +225,11 @@ def merge_statistics(model: nn.Module, *selectors: Selector, process_group: Any 
     Source: ``norms.moments`` for the formula; ``timm.utils.distribute_bn`` averages means and variances.
     """
     layers = tracked_layers(model, *selectors)
-    world = dist.get_world_size(process_group) if dist.is_available() and dist.is_initialized() else 1
+    world = world_size(process_group)
     if world == 1:
         return RankReport(1, {})
     mine = {path: (_of_layer(layer), holds_statistics(layer)) for path, layer in layers.items()}
-    ranks: list[Any] = [None] * world
-    dist.all_gather_object(ranks, mine, group=process_group)
+    ranks = gathered(mine, process_group)
     merged, differences, held = _planned(layers, ranks)
     before: list[tuple[Tensor, Tensor]] = []
     writes: list[tuple[Tensor, Tensor]] = []
