@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_ranks import free_port
 
 from frostline.errors import ModelError
 from frostline.meta.run import train
@@ -48,12 +48,6 @@ sys.stdout.flush()
 dist.barrier()
 os._exit(0)
 """
-
-
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
 
 
 def in_two(folder: Path, script: Path, mode: str = "run") -> list[Any]:

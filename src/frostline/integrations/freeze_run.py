@@ -26,6 +26,8 @@ Schedule: TypeAlias = "Unfreeze | Callable[[nn.Module], Unfreeze]"
 # What a framework does to a held part when it converts a model: other dtypes, or layers that replace others.
 _REBUILT = ("retyped", "unlocked")
 Ahead: TypeAlias = Literal["everything", "lasting"]
+# When a callback proves that nothing has moved: after each epoch and at the end, at the end, or never.
+Verify: TypeAlias = Literal["epoch", "end", "never"]
 
 
 class FreezeRun:

@@ -28,7 +28,6 @@ Not wanted, and why:
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -45,15 +44,6 @@ from frostline.integrations.lightning import Freeze
 from frostline.optim import Epoch, Stage, Unfreeze
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(message) for message in LIGHTNINGS_OWN)]
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
 
 
 def two_groups(net: Any) -> torch.optim.Optimizer:

@@ -26,15 +26,6 @@ from frostline.optim import Epoch, Stage, Unfreeze
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(message) for message in LIGHTNINGS_OWN)]
 
 
-@pytest.fixture(autouse=True)
-def _silent():
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
-
-
 def head_only(net: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(net.head.parameters(), lr=0.1)
 

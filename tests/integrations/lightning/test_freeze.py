@@ -35,15 +35,6 @@ pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(message) for messag
 LATER = Unfreeze((Stage(("backbone",), Epoch(2)),))
 
 
-@pytest.fixture(autouse=True)
-def _silent():
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
-
-
 def moved_in(net: nn.Module, do: Callable[[], Any]) -> list[str]:
     before = fl.snapshot(net)
     do()

@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from torch import nn
 
 from frostline.errors import CannotFreeze, FrozenStateMoved, ModelError, NothingSelected, RanksDiffer, name_some
 from frostline.freezing import Handler, verify_ranks
 from frostline.integrations.freeze_report import FreezeReport
-from frostline.integrations.freeze_run import FreezeRun, Schedule
+from frostline.integrations.freeze_run import FreezeRun, Schedule, Verify
 from frostline.integrations.lightning.averaging import Averaging, callbacks_of
 from frostline.integrations.lightning.packages import callback_class, kinds
 from frostline.integrations.lightning.report_file import said, target_of
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 else:
     Callback = callback_class()
-
-Verify: TypeAlias = Literal["epoch", "end", "never"]
 
 
 class Freeze(Callback):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 from torch import nn
 from torch.optim import Optimizer
@@ -18,12 +18,11 @@ from transformers.utils import logging
 from frostline.errors import CannotFreeze, CannotThaw, FrozenStateMoved, ModelError, RanksDiffer, name_some
 from frostline.freezing import Handler, verify_ranks
 from frostline.integrations.freeze_report import FreezeReport
-from frostline.integrations.freeze_run import FreezeRun, Schedule
+from frostline.integrations.freeze_run import FreezeRun, Schedule, Verify
 from frostline.integrations.transformers.evaluations import latest, metric_in
 from frostline.norms import merge_statistics
 from frostline.state import Selector
 
-Verify: TypeAlias = Literal["epoch", "end", "never"]
 _LOGGER: Any = logging.get_logger(__name__)
 _OWN_GROUPS = (
     "  in a Trainer: Trainer(..., optimizers=(torch.optim.AdamW(fl.param_groups(model, lr, layer_decay=1.0)), None))"
