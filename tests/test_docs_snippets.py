@@ -56,3 +56,11 @@ def test_blocks_have_their_page_line_and_language(monkeypatch, tmp_path) -> None
     first, second = snippets.blocks(page)
     assert first == snippets.Block("page.md", 4, "python", "x = 1\n")
     assert (second.language, second.text) == ("", "shell\n")
+
+
+def test_a_comment_with_code_is_a_block_that_no_page_shows(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(snippets, "DOCS", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- python\nx = 1\n-->\n\n```python\nprint(x)\n```\n\n<!-- a remark -->\n", encoding="utf-8")
+    found = [(block.line, block.language, block.text) for block in snippets.blocks(page)]
+    assert found == [(2, "python", "x = 1\n"), (6, "python", "print(x)\n")]

@@ -1,4 +1,7 @@
-"""The reference: a page for each room, with the public names of its ``__init__``, from their docstrings."""
+"""The reference, from the docstrings: a page for each room, and one for each module whose path users write.
+
+The page of a room has the public names of its ``__init__``; that of a module, the classes and functions in it.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,36 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "frostline"
-# `cli` and `attach` are not called from outside; frameworks stand in the guide of their own.
+# `cli` and `attach` are not called from outside; of `integrations`, each framework has a page.
 _LEFT_OUT = {"attach", "cli", "integrations"}
+MODULES = (
+    "errors",
+    "findings",
+    "integrations.accelerate",
+    "integrations.lightning",
+    "integrations.timm",
+    "integrations.transformers",
+)
 
 
 def pages() -> dict[str, str]:
     """Path to text."""
     found = {"reference/index.md": _first_page()}
     for room in rooms():
-        names = public_names(PACKAGE / room / "__init__.py")
-        lines = [f"# frostline.{room}", "", _said(PACKAGE / room / "__init__.py"), ""]
-        for name, source in names.items():
-            lines += [f"::: {source}", "    options:", f"      heading: {name}", ""]
-        found[f"reference/{room}.md"] = "\n".join(lines)
+        file = PACKAGE / room / "__init__.py"
+        found[f"reference/{room}.md"] = _page(room, _said(file), public_names(file))
+    for module in MODULES:
+        file = _file(module)
+        names = public_names(file) or names_defined(file, f"frostline.{module}")
+        said = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        found[f"reference/{module}.md"] = _page(module, said, names)
     return found
 
 
 def navigation() -> list[object]:
     """The entries of the navigation."""
-    return ["reference/index.md", *({f"frostline.{room}": f"reference/{room}.md"} for room in rooms())]
+    places = sorted([*rooms(), *MODULES])
+    return ["reference/index.md", *({f"frostline.{place}": f"reference/{place}.md"} for place in places)]
 
 
 def rooms() -> list[str]:
@@ -45,6 +59,25 @@ def public_names(init: Path) -> dict[str, str]:
                 if alias.asname == alias.name and not _is_module(f"{node.module}.{alias.name}")
             }
     return found
+
+
+def names_defined(file: Path, module: str) -> dict[str, str]:
+    """Name to the dotted path of the public classes and functions that stand in a module."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    named = [node.name for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    return {name: f"{module}.{name}" for name in named if not name.startswith("_")}
+
+
+def _page(place: str, said: str, names: dict[str, str]) -> str:
+    lines = [f"# frostline.{place}", "", said, ""]
+    for name, source in names.items():
+        lines += [f"::: {source}", "    options:", f"      heading: {name}", ""]
+    return "\n".join(lines)
+
+
+def _file(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _first_page() -> str:

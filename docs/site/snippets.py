@@ -14,6 +14,8 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parents[1]
 
 _FENCE = re.compile(r"^( *)```+ *([\w.-]*)")
+# What a block needs and a reader has (a model, data, a process group) stands in a comment, which no page shows.
+_HIDDEN = "<!-- python"
 # A figure with a point or an exponent, perhaps in percent; `1.weight`, `0.1.0` and `.5` are no figures.
 _FIGURE = re.compile(r"(?<![\w.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?![\w.]*\w)( ?%)?")
 # A quoted line of dots stands for any number of printed lines.
@@ -43,15 +45,18 @@ def pages() -> list[Path]:
 
 
 def blocks(path: Path) -> list[Block]:
-    """The fenced blocks of a page, from top to bottom."""
+    """The fenced blocks of a page, and those in comments ``<!-- python``, from top to bottom."""
     found: list[Block] = []
     opened: tuple[int, str, str] | None = None
     content: list[str] = []
+    end = ""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fence = _FENCE.match(line)
         if opened is None and fence:
-            opened, content = (number + 1, fence[2], fence[1]), []
-        elif opened is not None and line.strip() == "```":
+            opened, content, end = (number + 1, fence[2], fence[1]), [], "```"
+        elif opened is None and line == _HIDDEN:
+            opened, content, end = (number + 1, "python", ""), [], "-->"
+        elif opened is not None and line.strip() == end:
             page = path.relative_to(DOCS).as_posix()
             found.append(Block(page, opened[0], opened[1], "".join(f"{each}\n" for each in content)))
             opened = None
