@@ -76,3 +76,11 @@ def test_a_shell_that_there_is_not(command: Any) -> None:
     done = command("--show-completion", "zhs")
     assert (done.code, done.out) == (2, "")
     assert "\n  did you mean: zsh\n  fix: one of bash, zsh, fish" in done.err
+
+
+def test_a_shell_that_is_not_here_is_a_message(command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # PowerShell is run, to ask it where its profile is
+    done = command("--install-completion", "powershell")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: --install-completion powershell: it could not be installed")
+    assert "fix: frostline --show-completion powershell" in done.err

@@ -239,7 +239,7 @@ FOUND = NormReport(
         (["--domain", "a=images", "--domain", "a=flat"], "--domain a was given twice: images and flat"),
         (["--domain", "a=images", "--domain", "b=nowhere"], "--domain b=nowhere: the folder does not exist"),
         (["--domain", "a=images", "--domain", "b=flat"], "--domain b=flat: its images are in no class folders"),
-        (["--device", "gpu"], "--device gpu: not available here"),
+        (["--device", "gpu"], "--device gpu: there is no device 'gpu'"),
         (["--mean", "a,b"], "--mean a,b: not one or three numbers"),
         (["--std", "0"], "--std 0: not one or three positive numbers"),
         (["--augment", "flip"], "--augment flip: unknown.\n  fix: one of auto, crop, shift, none"),

@@ -193,9 +193,10 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path):
         (["--lr", "nan"], "--lr nan: a learning rate is a positive number"),
         (["--seed", "-1"], "--seed -1: too small"),
         (["--seed", "9" * 30], "too large"),
-        (["--device", "nonsense"], "--device nonsense: not available here"),
+        (["--device", "nonsense"], "--device nonsense: there is no device 'nonsense'"),
         (["--model", "timm/resnet18"], "--model: without --data"),
         (["--data", "photos"], "--data photos: which model?"),
+        (["--task", "kind=kind.csv"], "--task kind=kind.csv: which model?"),
         (["--data", "photos", "--model", "timm/resnet18"], "the data folder photos does not exist"),
         (["--freeze", "conv9"], "pattern 'conv9' matched nothing"),
         (["--resume", "nowhere"], "no run to resume: nowhere does not exist"),
@@ -222,8 +223,8 @@ def test_a_selector_that_matches_nothing_lists_the_nearest(command: Any, tmp_pat
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("timm/resnet81", ["no model 'resnet81' in timm", "nearest names: resnet18", "fix: --model timm/resnet18"]),
-        ("torchvision/resnet81", ["no model 'resnet81' in torchvision", "fix: --model torchvision/resnet18"]),
+        ("timm/resnet81", ["no model 'resnet81' in timm", "nearest names: resnet18", "fix: timm/resnet18"]),
+        ("torchvision/resnet81", ["no model 'resnet81' in torchvision", "fix: torchvision/resnet18"]),
         ("resnet18", ["no model 'resnet18': it has no prefix"]),
         ("nowhere_at_all:Net", ["no module 'nowhere_at_all'"]),
     ],

@@ -133,7 +133,7 @@ def test_an_unknown_model_names_the_nearest():
     assert "nearest names: resnet18" in refusal("timm/resnet1818")
     message = refusal("torchvision/resnt50")
     assert message.startswith("no model 'resnt50' in torchvision\n  nearest names: resnet50")
-    assert "fix: --model torchvision/resnet50" in message
+    assert "fix: torchvision/resnet50" in message
     assert "no model 'resnet18.of_my_own' in timm\n  nearest names: resnet18" in refusal("timm/resnet18.of_my_own")
     assert "no model" in refusal("torchvision/fcn_resnet50")  # a segmentation model
     assert "no model" in refusal("timm/hf-hub:someone/something")
@@ -143,7 +143,13 @@ def test_unknown_and_missing_prefixes():
     assert "unknown prefix 'hub/'" in refusal("hub/resnet18")
     message = refusal("resnet18")
     assert "no prefix" in message
-    assert "fix: --model timm/resnet18" in message
+    assert "fix: timm/resnet18" in message
+
+
+def test_a_file_in_place_of_a_model_is_not_taken_for_a_name(tmp_path):
+    weights = tmp_path / "last.safetensors"
+    weights.touch()
+    assert "fix: the name of the model; a file or folder of weights is loaded into it" in refusal(str(weights))
 
 
 def test_models_with_several_classifiers_or_another_kind():

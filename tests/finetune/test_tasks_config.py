@@ -18,7 +18,8 @@ SETTINGS: dict[str, Any] = {"data": "photos", "model": "timm/resnet18"}
     [
         (["kind.csv"], "--task kind.csv: a task has a name and a file\n  fix: --task kind=kind.csv"),
         (["=more/kind.csv"], "fix: --task kind=more/kind.csv"),
-        (["kind="], "fix: --task kind=kind"),
+        (["kind="], "fix: --task kind=LABELS.csv"),
+        (["kind"], "fix: --task kind=LABELS.csv"),
         (["a=1.csv", "a=2.csv"], "--task a=2.csv: there is a task 'a' already, 1.csv"),
     ],
 )

@@ -131,5 +131,5 @@ def test_alone_there_is_nothing_to_wait_for():
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(ModelError, match="--device nonsense: not available here"):
+    with pytest.raises(ModelError, match="--device nonsense: there is no device 'nonsense'"):
         join("nonsense")

@@ -20,6 +20,12 @@ def test_auto_is_the_processor_where_there_is_none(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
-    for name in ("cuda", "mps", "cpu:0", "cuda:", "gpu", ""):
+    for name in ("cuda", "mps", "cpu:0", "cuda:"):
         with pytest.raises(ModelError, match=r"not available here\.\n  fix: one of auto, cpu$"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu:0", ""])
+def test_what_is_no_device_is_not_said_to_be_missing_here(name):
+    with pytest.raises(ModelError, match=rf"--device {name}: there is no device '{name[:3]}'\.\n  fix: one of"):
+        pick_device(name)

@@ -184,12 +184,12 @@ class Comparison:
             if members:
                 whole = len(members) == len(subtrees)
                 paths = [path for subtree in members for path in subtree.paths]
-                where = "everything" if whole else name_some([str(f) for f in fold(paths)], rest="comparison.groups()")
+                where = "everything" if whole else name_some([str(f) for f in fold(paths)], rest="groups(), --json")
                 lines.append(f"{where}: {say([row for subtree in members for row in subtree.rows])}")
         for change in ("added", "removed", "retyped"):
             rows = [row for row in self.rows if row.change == change]
             if rows:
-                names = name_some([str(f) for f in fold([row.path for row in rows])], rest="comparison.moved")
+                names = name_some([str(f) for f in fold([row.path for row in rows])], rest="moved, --json")
                 lines.append(f"{change}: {_count(len(rows))}: {names}{_types(rows)}")
         return lines
 

@@ -7,6 +7,7 @@ containers, under ``sudo`` and where the script is written for another shell, so
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def answer_for_shell(arguments: Sequence[str]) -> bool:
         Whether it was that; otherwise nothing is done.
 
     Raises:
-        FrostlineError: there is no completion for that shell.
+        FrostlineError: there is no completion for that shell, or the shell that it would be installed for is not here.
     """
     if not arguments or arguments[0].partition("=")[0] not in (_SHOW, _INSTALL):
         return False
@@ -49,7 +50,13 @@ def answer_for_shell(arguments: Sequence[str]) -> bool:
         text = completion.get_completion_script(prog_name="frostline", complete_var=_VARIABLE, shell=shell)
         sys.stdout.write(f"{text}\n")
     else:
-        named, path = completion.install(shell=shell, prog_name="frostline", complete_var=_VARIABLE)
+        try:
+            named, path = completion.install(shell=shell, prog_name="frostline", complete_var=_VARIABLE)
+        except (OSError, subprocess.CalledProcessError) as error:  # PowerShell is run, to ask for its profile
+            raise FrostlineError(
+                f"{option} {shell}: it could not be installed ({error})\n"
+                f"  fix: frostline --show-completion {shell} prints the script; put it where {shell} reads it"
+            ) from error
         sys.stdout.write(f"{named} completion installed in {path}\nIt takes effect in the next shell.\n")
     return True
 

@@ -29,6 +29,7 @@ def finetune_tasks(
         as_json: print JSON and nothing else.
 
     Raises:
+        FrostlineError: no model is named.
         Exit: with 1 if something moved that should have stayed, or a head diverged; with 130 if it was interrupted.
     """
     from frostline.finetune.config import FinetuneConfig
@@ -36,6 +37,8 @@ def finetune_tasks(
     from frostline.finetune.tasks_job import run_tasks
 
     tasks = tasks_from(options)
+    if settings["model"] is None:
+        raise FrostlineError(f"--task {options[0]}: which model?\n  fix: add --model timm/resnet18, for example")
     if settings["data"] is None:
         settings = {**settings, "data": str(Path(next(iter(tasks.values()))).parent)}
     try:

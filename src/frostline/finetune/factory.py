@@ -82,7 +82,7 @@ def _find_factory(name: str) -> Callable[..., object]:
                 f"the module {module_name!r} has no {attribute!r}\n"
                 f"  file: {getattr(module, '__file__', None)}\n"
                 f"  nearest names: {name_some(near) or 'none'}\n"
-                f"  fix: --model {module_name}:{near[0] if near else 'FACTORY'}"
+                f"  fix: {module_name}:{near[0] if near else 'FACTORY'}"
             )
         found = getattr(found, part)
     if not callable(found):

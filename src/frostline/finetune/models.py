@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -69,11 +70,11 @@ def build_model(
     if slash and library == "torchvision":
         return _from_torchvision(short, pretrained, head, in_chans)
     found = f"the unknown prefix {library + '/'!r}" if slash else "no prefix"
-    raise ModelError(
-        f"no model {name!r}: it has {found}\n"
-        f"  expected: {FORMS}\n"
-        f"  fix: --model timm/{short or name}, if timm has a model of that name"
-    )
+    if Path(name).exists():
+        fix = "the name of the model; a file or folder of weights is loaded into it by an option (--help)"
+    else:
+        fix = f"timm/{short or name}, if timm has a model of that name"
+    raise ModelError(f"no model {name!r}: it has {found}\n  expected: {FORMS}\n  fix: {fix}")
 
 
 def _from_timm(name: str, num_classes: int, pretrained: bool, head: str | None, in_chans: int) -> BuiltModel:
@@ -124,7 +125,7 @@ def _from_torchvision(name: str, pretrained: bool, head: str | None, in_chans: i
     if name in TORCHVISION_WITH_AUXILIARY:
         raise ModelError(
             f"torchvision/{name} has auxiliary classifiers: in training it gives a tuple, not logits\n"
-            "  fix: --model timm/inception_v3, or any model with one classifier"
+            "  fix: timm/inception_v3, or any model with one classifier"
         )
     if in_chans != 3:
         raise ModelError(
@@ -220,7 +221,7 @@ def _unknown(library: str, name: str, known: Sequence[str]) -> ModelError:
     return ModelError(
         f"no model {name!r} in {library}\n"
         f"  nearest names: {', '.join(near) or 'none'}\n"
-        f"  fix: --model {library}/{near[0] if near else 'resnet18'}"
+        f"  fix: {library}/{near[0] if near else 'resnet18'}"
     )
 
 

@@ -76,10 +76,10 @@ def tasks_from(options: Sequence[str]) -> dict[str, str]:
     for option in options:
         name, equals, file = (part.strip() for part in option.partition("="))
         if not equals or not name or not file:
-            stem = Path(file or name).stem or "kind"
-            raise ConfigError(
-                f"--task {option}: a task has a name and a file\n  fix: --task {stem}={file or name or 'LABELS.csv'}"
-            )
+            # One word is the file if it looks like one, and else the name.
+            labels = file or (name if Path(name).suffix else "LABELS.csv")
+            stem = (Path(labels).stem if file or Path(name).suffix else name) or "kind"
+            raise ConfigError(f"--task {option}: a task has a name and a file\n  fix: --task {stem}={labels}")
         if name in tasks:
             raise ConfigError(
                 f"--task {option}: there is a task {name!r} already, {tasks[name]}\n  fix: another name for one of them"

@@ -72,7 +72,7 @@ def evaluate_policies(
     said = (progress or Silent()).say
     for policy in policies or ():
         Policy.of(policy)
-    found = RunFolder.open(folder)
+    found = RunFolder.open(folder, asked="--run")
     config = MetaConfig.from_json(found.read_json(CONFIG))
     if not (found.path / LEARNER).is_file():
         raise RunFolderError(f"the run in {found.path} is not finished\n  fix: frostline meta --resume {found.path}")

@@ -29,7 +29,8 @@ def pick_device(name: str) -> torch.device:
     }
     if not have.get(kind, False) or (colon and (kind != "cuda" or not index)):
         found = [known for known, there in have.items() if there]
-        raise ModelError(f"--device {name}: not available here.\n  fix: one of {', '.join(found)}")
+        problem = "not available here" if kind in have else f"there is no device {kind!r}"
+        raise ModelError(f"--device {name}: {problem}.\n  fix: one of {', '.join(found)}")
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if have["cuda"] else "mps" if have["mps"] else "cpu")

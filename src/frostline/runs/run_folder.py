@@ -108,11 +108,15 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Open the folder of a run that is to go on.
+    def open(cls, path: str | os.PathLike[str], *, asked: str = "--resume") -> RunFolder:
+        """Open the folder of a run that is to go on, or to be looked at.
 
         Nothing is written. What a kill left half-written is passed over, and removed by the first write: so processes
         that only read do not get in the way of the one that writes.
+
+        Args:
+            path: the folder.
+            asked: the option that named it, for messages.
 
         Raises:
             RunFolderError: it holds no run.
@@ -126,7 +130,8 @@ class RunFolder:
             else:
                 found = "is a file"
             raise RunFolderError(
-                f"no run to resume: {run.path} {found}\n  fix: --resume with the --out folder of an earlier run"
+                f"no run{' to resume' if asked == '--resume' else ''}: {run.path} {found}\n"
+                f"  fix: {asked} with the --out folder of an earlier run"
             )
         return run
 
