@@ -19,7 +19,7 @@ C501 error: load_state_dict(strict=False) brought 0 of 9 tensors into model; 9 c
   seen: missing in what came: 8 keys: {{0,1,3}}.weight (x3), {{0,1,3}}.bias (x3), 1.running_mean, 1.running_var
         without a place in the model: 9 keys: module.{{0,1,3}}.weight (x3), module.{{0,1,3}}.bias (x3), \
 module.1.running_mean, module.1.running_var, module.1.num_batches_tracked
-        8 of them differ by the prefix 'module.' only
+        9 of them differ by the prefix 'module.' only
         the result of load_state_dict, which lists both, is not looked at
   at:   benchmarks/planted_loops/c501.py:{line}  model.load_state_dict(state, strict=False)  # <- C501
   fix:  state = {{key.removeprefix('module.'): value for key, value in state.items()}}; then load it strictly"""
@@ -115,3 +115,21 @@ def test_a_first_attempt_that_a_better_one_follows_is_silent():
             model.load_state_dict({key.removeprefix("module."): value for key, value in copy.copy(state).items()})
         nn.functional.mse_loss(model(torch.randn(4, 4)), torch.zeros(4, 3)).backward()
     assert "C501" not in [f.code for f in examine(seen)]
+
+
+def test_what_is_missing_without_the_prefix_too_is_named_and_the_fix_works_as_it_is_written():
+    model = nn.Sequential()
+    model.body, model.head = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2)
+    state = {f"module.{key}": value for key, value in model.state_dict().items() if not key.startswith("head.")}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with fl.watch(model, optimizer) as seen:
+        model.load_state_dict(state, strict=False)
+        model(torch.randn(4, 2)).sum().backward()
+        optimizer.step()
+    (told,) = [found for found in examine(seen) if found.code == "C501"]
+    assert "7 of them differ by the prefix 'module.' only" in told.evidence
+    rename, _, then = told.remedy.partition("; then ")
+    plan = then.removeprefix("frostline.").removesuffix(", which refuses anything else")
+    assert plan == "plan_load(model, state, keep='head').apply()"
+    names = {"state": state, "model": model, "plan_load": fl.plan_load}
+    exec(f"{rename}\n{plan}", names)

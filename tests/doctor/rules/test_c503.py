@@ -1,7 +1,9 @@
 """C503: a best state without a copy."""
 
+import copy
 import io
 
+import pytest
 import torch
 from planted_loops import c503, marked_line
 
@@ -80,3 +82,36 @@ def test_it_is_found_where_the_dictionary_is_gone_when_the_watch_ends():
     with fl.watch(model, optimizer) as seen:
         fit(model, optimizer)
     assert [f.code for f in examine(seen) if f.severity is not Severity.INFO] == ["C503"]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_best_state_that_is_the_last_one_was_loaded_back_by_luck(compiled):
+    model, optimizer = c503.make()
+    used = torch.compile(model, backend="eager") if compiled else None
+    with fl.watch(model, optimizer) as seen:
+        c503.train(used or model, optimizer)
+        state = (used or model).state_dict()
+        (used or model).load_state_dict(state)
+    (told,) = [f for f in examine(seen) if f.code in {"C502", "C503"}]
+    assert (told.code, told.severity) == ("C503", Severity.WARNING)
+    assert told.message.startswith("the state that is loaded back into model is its own memory, not a copy")
+
+
+def test_a_copy_that_is_the_last_state_is_silent():
+    model, optimizer = c503.make()
+    with fl.watch(model, optimizer) as seen:
+        c503.train(model, optimizer)
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert [f for f in examine(seen) if f.code in {"C502", "C503"}] == []
+
+
+def test_a_compiled_model_is_told_by_its_own_name():
+    model, optimizer = c503.make()
+    used = torch.compile(model, backend="eager")
+    with fl.watch(model, optimizer) as seen:
+        c503.train(used, optimizer)
+        best = used.state_dict()
+        c503.train(used, optimizer)
+        used.load_state_dict(best)
+    (told,) = [f for f in examine(seen) if f.code in {"C502", "C503"}]
+    assert (told.code, told.severity, told.remedy) == ("C503", Severity.ERROR, "copy.deepcopy(model.state_dict())")

@@ -46,6 +46,18 @@ def test_what_a_hold_keeps_is_not_listed():
     assert list(examine(seen)) == []
 
 
+def test_what_a_hold_keeps_is_counted_beside_what_is_frozen_by_hand():
+    torch.manual_seed(0)
+    with fl.watch() as seen:
+        model = o403.Net()
+        model.trunk[2].requires_grad_(False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        fl.freeze(model, "trunk.0", optimizer=optimizer)
+        o403.train(model, optimizer, 3)
+    (told,) = examine(seen)
+    assert told.message == "optimizer keeps 2 frozen parameters among its 6, beside 2 that a hold keeps"
+
+
 def test_what_is_thawed_in_the_end_is_not_listed():
     torch.manual_seed(0)
     with fl.watch() as seen:

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from frostline.audit.events import Load
 from frostline.audit.places import Place
 from frostline.audit.seen import Seen
+from frostline.checkpoint.patterns import covering
 from frostline.doctor.rule import Found, Rule
 from frostline.doctor.telling import arrived, counted, some
 from frostline.errors import printable
 from frostline.findings import Safety, Severity
+from frostline.state.names import parent
 
 
 def look(seen: Seen) -> Iterator[Found]:
@@ -77,9 +79,11 @@ def _renaming(load: Load) -> tuple[str, str]:
     missing, unexpected = set(load.missing), set(load.unexpected)
     extra: Counter[str] = Counter()
     lacking: Counter[str] = Counter()
+    layers = {parent(key) for key in missing}
     for key in load.unexpected:
         for dot in (i for i, letter in enumerate(key) if letter == "."):
-            if key[dot + 1 :] in missing:
+            # torch does not count a missing num_batches_tracked in a dictionary that says nothing of versions.
+            if key[dot + 1 :] in missing or (key.endswith(_COUNT) and parent(key[dot + 1 :]) in layers):
                 extra[key[: dot + 1]] += 1
     for key in missing:
         for dot in (i for i, letter in enumerate(key) if letter == "."):
@@ -89,13 +93,15 @@ def _renaming(load: Load) -> tuple[str, str]:
         prefix = printable(best[0])
         return (
             f"{best[1]} of them differ by the prefix {prefix!r} only",
-            f"state = {{key.removeprefix({prefix!r}): value for key, value in state.items()}}; then load it strictly",
+            f"state = {{key.removeprefix({prefix!r}): value for key, value in state.items()}}; "
+            + _then(load, missing, {key.removeprefix(best[0]) for key in load.unexpected}),
         )
     if lacking and (best := lacking.most_common(1)[0])[1] * 2 > len(missing):
         prefix = printable(best[0])
         return (
             f"{best[1]} of them differ by the prefix {prefix!r} only, which what came does not have",
-            f"state = {{{prefix!r} + key: value for key, value in state.items()}}; then load it strictly",
+            f"state = {{{prefix!r} + key: value for key, value in state.items()}}; "
+            + _then(load, missing, {best[0] + key for key in load.unexpected}),
         )
     nested = [key for key in load.unexpected if key in _CONTAINERS]
     if nested and len(load.unexpected) <= 12:
@@ -106,6 +112,17 @@ def _renaming(load: Load) -> tuple[str, str]:
     return "", ""
 
 
+def _then(load: Load, missing: set[str], renamed: set[str]) -> str:
+    """How the renamed state is loaded: strictly, if nothing is missing then; what is missing is named otherwise."""
+    left = sorted(missing - renamed)
+    if not left:
+        return "then load it strictly"
+    kept = covering(left, renamed)
+    keep = repr(kept[0]) if len(kept) == 1 else repr(kept)
+    return f"then frostline.plan_load({_owner(load)}, state, keep={keep}).apply(), which refuses anything else"
+
+
+_COUNT = ".num_batches_tracked"
 _CONTAINERS = frozenset(
     {"state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params"}
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.audit.events import Load, StateDictKept
+from frostline.audit.events import Load
 from frostline.audit.places import Place
 from frostline.audit.seen import Seen
 from frostline.doctor.rule import Found, Rule
@@ -23,8 +23,8 @@ def look(seen: Seen) -> Iterator[Found]:
         came = arrived(load)
         if load.changed != 0 or load.error or not came or site in told or load.place in useful:
             continue
-        if _is_an_old_snapshot(load, seen) or (load.step and not load.own):
-            continue  # a best state that is the last one is what it should be
+        if load.step:
+            continue  # a best state that is the last one is what it should be; one without a copy is C503's to tell
         told.add(site)
         owner = f"{load.model}.{load.path}" if load.path else load.model
         model = seen.model(load.model)
@@ -50,14 +50,6 @@ def look(seen: Seen) -> Iterator[Found]:
             safety=Safety.MANUAL,
             place=load.place,
         )
-
-
-def _is_an_old_snapshot(load: Load, seen: Seen) -> bool:
-    """Whether training went on between the ``state_dict()`` and loading it back: that is C503's to tell."""
-    return load.own and any(
-        kept.model == load.model and kept.path == load.path and kept.at < load.at and kept.step < load.step
-        for kept in seen.of(StateDictKept)
-    )
 
 
 def sound(seen: Seen) -> str | None:

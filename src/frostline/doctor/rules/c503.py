@@ -46,16 +46,39 @@ def look(seen: Seen) -> Iterator[Found]:
         else:
             message = f"a state_dict() of {owner} was kept for {steps} and moved along"
             severity = Severity.INFO
-        model = seen.model(event.model)
         yield Found(
             message=message,
             model=event.model,
-            paths=tuple(t.path for t in model.below(event.path) if t.moved) if model else (),
+            paths=(event.path,) if event.path else (),  # the dictionary is at fault; that the tensors move is meant
             evidence=tuple(evidence),
             remedy=f"copy.deepcopy({owner}.state_dict())",
             severity=severity,
             safety=Safety.UNSAFE,
             place=event.place,
+        )
+    yield from _last_states(seen, told)
+
+
+def _last_states(seen: Seen, told: set[tuple[str, str, Place]]) -> Iterator[Found]:
+    """Loads of the model's own memory in the course of training, of a state that no step came after: luck, this time."""
+    known = {(model, path) for model, path, _ in told}
+    for load in seen.of(Load, lambda e: e.own and e.step > 0 and e.changed == 0 and not e.error):
+        if (load.model, load.path) in known:
+            continue
+        known.add((load.model, load.path))
+        owner = f"{load.model}.{load.path}" if load.path else load.model
+        yield Found(
+            message=f"the state that is loaded back into {owner} is its own memory, not a copy: loading it did nothing",
+            model=load.model,
+            paths=(load.path,) if load.path else (),
+            evidence=(
+                "state_dict() gives the model's own tensors, not copies: each step changes them too",
+                "no step came between taking it and loading it, so that this time nothing was lost",
+            ),
+            remedy=f"copy.deepcopy({owner}.state_dict()) where it is kept",
+            severity=Severity.WARNING,
+            safety=Safety.UNSAFE,
+            place=load.place,
         )
 
 

@@ -21,12 +21,14 @@ def look(seen: Seen) -> Iterator[Found]:
         by_model: dict[str, list[TensorSeen]] = {}
         for model, tensor in frozen:
             by_model.setdefault(model, []).append(tensor)
-        everything = sum(len(group.paths) for group in optimizer.groups)
+        keys = [key for group in optimizer.groups for key in group.paths]
+        held = sum((t := seen.tensor(key)) is not None and t.must_stay == "hold" for key in keys)
+        beside = f", beside {held:,} that a hold keeps" if held else ""
         for name, tensors in by_model.items():
             model = seen.model(name)
             assert model is not None
             yield Found(
-                message=f"{optimizer.name} keeps {counted(len(tensors), 'frozen parameter')} among its {everything:,}",
+                message=f"{optimizer.name} keeps {counted(len(tensors), 'frozen parameter')} among its {len(keys):,}{beside}",
                 model=name,
                 paths=tuple(t.path for t in tensors),
                 evidence=(
