@@ -124,6 +124,7 @@ def test_a_crash_is_shown_with_what_was_seen(doctor, tmp_path):
     ("arguments", "said"),
     [
         (("nowhere.py",), "there is no script nowhere.py"),
+        (("pyproject.toml",), "pyproject.toml is not a Python file"),
         (("--html", "page.txt", NAIVE), "no name of an HTML file"),
         (("--baseline", "nowhere.json", NAIVE), "nowhere.json"),
         (("--fail-on", "anything", NAIVE), "anything"),
@@ -153,3 +154,22 @@ def test_a_declared_part_that_moves_is_an_error(doctor, right):
     assert told["findings"][0]["severity"] == "error"
     assert "bias" in told["findings"][0]["paths"]
     assert told["findings"][0]["inferred"] is False
+
+
+def test_an_option_behind_the_script_is_the_scripts_and_that_is_said(doctor, right):
+    code, _, told = doctor(right, "--apply", "--html=page.html")
+    assert code == 0
+    assert told == f"note: --apply, --html stand behind {right}: the script got it\n  fix: put it in front\n"
+    assert doctor(right, "--epochs", "3")[2] == ""
+
+
+def test_a_script_of_a_package_is_said_to_be_a_module(doctor, tmp_path, monkeypatch):
+    inner = tmp_path / "proj" / "jobs"
+    inner.mkdir(parents=True)
+    for folder in (tmp_path / "proj", inner):
+        (folder / "__init__.py").touch()
+    (inner / "train.py").write_text("from . import data\n")
+    monkeypatch.chdir(tmp_path)
+    code, _, told = doctor("proj/jobs/train.py")
+    assert code == 1
+    assert told == "note: proj/jobs/train.py belongs to a package\n  fix: frostline doctor -m proj.jobs.train\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from frostline.cli.console import FIRST_PROCESS, OUTPUT, print_json
+from frostline.cli.console import ERRORS, FIRST_PROCESS, OUTPUT, print_json
 from frostline.cli.norm_inputs import Html, check_page, write_page
 
 if TYPE_CHECKING:
@@ -105,8 +105,36 @@ def doctor(
             give_up=give_up,
         )
     code = show(run)
+    for line in _advice(script, arguments or [], run):
+        ERRORS.print(line, markup=False, highlight=False, soft_wrap=True)
     if code:
         raise typer.Exit(code)
+
+
+# What a script hardly has an option of its own for.
+_OURS = (
+    *("--apply", "--baseline", "--fail-on", "--frozen", "--html", "--keep-going", "--moving", "--no-trace", "--sarif"),
+    "--write-baseline",
+)
+
+
+def _advice(script: str, arguments: list[str], run: ScriptRun) -> list[str]:
+    """What the call may have meant, where it seems to have meant something else."""
+    lines: list[str] = []
+    ours = [name for name in _OURS if any(given == name or given.startswith(f"{name}=") for given in arguments)]
+    if ours:
+        stand = "stands" if len(ours) == 1 else "stand"
+        lines.append(f"note: {', '.join(ours)} {stand} behind {script}: the script got it\n  fix: put it in front")
+    crash, path = run.seen.crash, Path(script)
+    if crash is not None and crash.type == "ImportError" and "relative import" in crash.text:
+        names = [path.stem]
+        for folder in path.resolve().parents:
+            if not (folder / "__init__.py").is_file():
+                break
+            names.insert(0, folder.name)
+        if len(names) > 1:
+            lines.append(f"note: {script} belongs to a package\n  fix: frostline doctor -m {'.'.join(names)}")
+    return lines
 
 
 class _Shown:

@@ -21,6 +21,8 @@ from frostline.doctor.examination import Examination
 from frostline.doctor.examine import examine
 from frostline.errors import ScriptError
 
+# `width: 3` is a line of Python too, so that a file of settings would run, and fail somewhere else.
+_NO_SCRIPTS = frozenset({".cfg", ".csv", ".ini", ".ipynb", ".json", ".md", ".sh", ".toml", ".txt", ".yaml", ".yml"})
 # A script that catches everything is asked to stop so many times; then its process ends.
 _PATIENCE = 5
 
@@ -237,6 +239,8 @@ def _check(path: Path) -> None:
         near = [p.name for p in path.parent.glob("*.py")][:5] if path.parent.is_dir() else []
         beside = f"\n  beside it: {', '.join(sorted(near))}" if near else ""
         raise ScriptError(f"doctor: there is no script {path}.{beside}\n  fix: name a Python file")
+    if path.is_file() and path.suffix.lower() in _NO_SCRIPTS:
+        raise ScriptError(f"doctor: {path} is not a Python file.\n  fix: name the training script, and this behind it")
     try:
         with path.open("rb"):
             pass

@@ -60,7 +60,7 @@ def look(seen: Seen) -> Iterator[Found]:
 
 
 def _last_states(seen: Seen, told: set[tuple[str, str, Place]]) -> Iterator[Found]:
-    """Loads of the model's own memory in the course of training, of a state that no step came after: luck, this time."""
+    """Loads of the model's own memory during training, of a state that no step came after: luck, this time."""
     known = {(model, path) for model, path, _ in told}
     for load in seen.of(Load, lambda e: e.own and e.step > 0 and e.changed == 0 and not e.error):
         if (load.model, load.path) in known:

@@ -23,12 +23,12 @@ def look(seen: Seen) -> Iterator[Found]:
             by_model.setdefault(model, []).append(tensor)
         keys = [key for group in optimizer.groups for key in group.paths]
         held = sum((t := seen.tensor(key)) is not None and t.must_stay == "hold" for key in keys)
-        beside = f", beside {held:,} that a hold keeps" if held else ""
+        among = f"{len(keys):,}, beside {held:,} that a hold keeps" if held else f"{len(keys):,}"
         for name, tensors in by_model.items():
             model = seen.model(name)
             assert model is not None
             yield Found(
-                message=f"{optimizer.name} keeps {counted(len(tensors), 'frozen parameter')} among its {len(keys):,}{beside}",
+                message=f"{optimizer.name} keeps {counted(len(tensors), 'frozen parameter')} among its {among}",
                 model=name,
                 paths=tuple(t.path for t in tensors),
                 evidence=(
