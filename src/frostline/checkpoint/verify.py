@@ -59,6 +59,8 @@ class Verification:
             word: sum(row.verdict == word for row in self.rows) for word in dict.fromkeys(r.verdict for r in self.rows)
         }
         how = "by the plan in its header" if self.by_plan else "name by name; it carries no plan"
+        if counts.get("differs", 0) > 1:
+            counts = {"differ" if word == "differs" else word: count for word, count in counts.items()}
         said = ", ".join(f"{count} {word}" for word, count in counts.items()) or "no tensors"
         bad = [[row.target, row.source, row.verdict] for row in self.rows if row.verdict not in {"equal", "left out"}]
         table = "\n" + text_table(["converted", "original", ""], bad[:20]) if bad else ""

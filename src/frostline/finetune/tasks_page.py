@@ -58,8 +58,12 @@ def tasks_page(
     learned = [f"{name} ({_some(data.classes)})" for name, data in list(tasks.items())[:MOST_DRAWN]]
     return RunPage(
         title=title,
-        summary=f"{len(tasks)} heads trained side by side on the features of one trunk, each as if it were alone; "
-        "all of the trunk was held.",
+        summary=(
+            f"{len(tasks)} heads trained side by side on the features of one trunk, each as if it were alone; "
+            if len(tasks) > 1
+            else "one head trained on the features of a trunk; "
+        )
+        + "all of the trunk was held.",
         verdict=trained.isolation.isolated,
         facts=(("tasks", ", ".join(learned)), *_figures(tasks, trained), *facts),
         curves=_curves(rows, list(tasks)[:MOST_DRAWN]),

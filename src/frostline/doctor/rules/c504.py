@@ -56,7 +56,9 @@ def sound(seen: Seen) -> str | None:
     loads = [load for load in seen.of(OptimizerLoad) if not load.error]
     if not loads or any(load.misfits or load.renamed for load in loads):
         return None
-    return f"{counted(len(loads), 'optimizer state')} that was loaded fits its parameters by shape"
+    if len(loads) == 1:
+        return "1 optimizer state that was loaded fits its parameters by shape"
+    return f"{len(loads):,} optimizer states that were loaded fit their parameters by shape"
 
 
 RULE = Rule(

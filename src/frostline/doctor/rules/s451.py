@@ -124,7 +124,10 @@ def sound(seen: Seen) -> str | None:
     made = seen.of(SchedulerMade)
     steps = seen.of(SchedulerStep)
     if made and steps and all(step.groups == len(step.after) for step in steps):
-        return f"{counted(len({e.scheduler for e in steps}), 'scheduler')} scales every group of its optimizer"
+        schedulers = len({e.scheduler for e in steps})
+        if schedulers > 1:
+            return f"{schedulers:,} schedulers scale every group of their optimizers"
+        return "1 scheduler scales every group of its optimizer"
     return None
 
 
