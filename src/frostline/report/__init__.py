@@ -17,6 +17,7 @@ from frostline.report.norm_page import Range as Range
 from frostline.report.norm_page import RemedyLine as RemedyLine
 from frostline.report.norm_page import ScoreLine as ScoreLine
 from frostline.report.norm_page import render_norms as render_norms
+from frostline.report.notebook import NotebookProgress as NotebookProgress
 from frostline.report.outcome import HeadOutcome as HeadOutcome
 from frostline.report.outcome import Outcome as Outcome
 from frostline.report.rule_text import RuleText as RuleText

@@ -21,6 +21,7 @@ class HeadOutcome:
         metric_before: the metric before the run, in 0..1.
         metric_after: the metric after it.
         predictions_changed: how many predictions on the probe differ.
+        may_change: whether it may give other logits although its weights are held, for the trunk before it trained.
     """
 
     name: str
@@ -30,6 +31,12 @@ class HeadOutcome:
     metric_before: float | None
     metric_after: float | None
     predictions_changed: int | None = None
+    may_change: bool = False
+
+    @property
+    def must_stay(self) -> bool:
+        """Whether another logit than before is a fault."""
+        return not self.trained and not self.may_change
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """The measurements of one subject: the held state, or a head. ``tag`` says ``held`` or ``trained``."""
+    """The measurements of one subject: the held state, or a head. ``tag`` says what of it was held."""
 
     title: str
     rows: tuple[Row, ...]
@@ -149,7 +156,8 @@ def _head_block(name: str, runs: Sequence[Outcome], metric: str) -> Block:
     )
     known = tuple(row for row in rows if any(cell.text != figures.ABSENT for cell in row.cells))
     first = next(head for head in heads if head is not None)
-    return Block(name, known, is_head=True, tag="trained" if first.trained else "held")
+    tag = "trained" if first.trained else "held" if first.must_stay else "its own weights held"
+    return Block(name, known, is_head=True, tag=tag)
 
 
 def _moved(run: Outcome) -> Cell:
@@ -159,16 +167,16 @@ def _moved(run: Outcome) -> Cell:
 def _change(head: HeadOutcome) -> Cell:
     text = figures.points(head.metric_before, head.metric_after)
     # What a trained head does to its metric is no fault; a held head has no business changing at all.
-    return Cell(text, "" if head.trained or text in {"0", figures.ABSENT} else "bad")
+    return Cell(text, "bad" if head.must_stay and text not in {"0", figures.ABSENT} else "")
 
 
 def _logits_equal(head: HeadOutcome) -> Cell:
     if head.logits_equal is None:
         return Cell(figures.ABSENT)
-    tone = "" if head.trained else "good" if head.logits_equal else "bad"
+    tone = "" if not head.must_stay else "good" if head.logits_equal else "bad"
     return Cell("yes" if head.logits_equal else "no", tone)
 
 
 def _predictions(head: HeadOutcome) -> Cell:
-    tone = "bad" if head.predictions_changed and not head.trained else ""
+    tone = "bad" if head.predictions_changed and head.must_stay else ""
     return Cell(figures.count(head.predictions_changed), tone)

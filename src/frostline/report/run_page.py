@@ -97,7 +97,11 @@ def judge(page: RunPage) -> Verdict:
         return Verdict(False, f"No held entry moved, but {what}", equal)
     if not total:
         return Verdict(True, "Nothing was held", "there is no entry to compare")
-    return Verdict(True, "Nothing that was held moved", equal)
+    claim = "Nothing that was held moved"
+    alone = [head.name for head in page.outcome.heads if head.may_change]
+    if alone and not any(entry.path.startswith("trunk.") for entry in page.held):
+        claim += f", which was only the own weights of {_join(alone)}"
+    return Verdict(True, claim, equal)
 
 
 def render_run(page: RunPage) -> str:
