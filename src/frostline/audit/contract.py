@@ -13,7 +13,8 @@ class Contract:
 
     Attributes:
         frozen: the parts whose parameters and buffers must stay equal to the bit.
-        moving: parts of them that may move all the same: statistics that are adapted on purpose, a codebook.
+        moving: parts of them that may move all the same: statistics that are adapted on purpose, a codebook. Of these
+            no mode is inferred either.
         eval: the parts that must stay in eval mode.
 
     Example:
@@ -26,7 +27,8 @@ class Contract:
     eval: tuple[Selector, ...] = ()
 
 
-# Why an entry must stay, from the firmest to the weakest ground.
+# Why an entry must stay, from the firmest to the weakest ground. An inferred one ends where the part is unfrozen, or
+# an optimizer takes it up, and is back while it is frozen again.
 REASONS = {
     "hold": "a hold is on it",
     "declared": "the contract names it",

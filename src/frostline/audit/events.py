@@ -52,12 +52,22 @@ class ModeCall(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GradFlag(Event):
-    """``requires_grad`` of a parameter was written, also where it had that value already."""
+    """``requires_grad`` of a parameter was written, also where it had that value already.
+
+    Attributes:
+        model: the model.
+        path: the parameter.
+        value: what was written.
+        before: what it was.
+        left: whether the gradient that it had when it was frozen was other than zero; ``None`` where it had none, or
+            was not frozen.
+    """
 
     model: str
     path: str
     value: bool
     before: bool
+    left: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,12 @@ class Parameters:
         count = self.below(self._nearest(path))
         return self.below("").owned > 0 and count.all > 0 and count.owned == 0
 
+    def thawed(self, path: str, then: Parameters) -> bool:
+        """Whether the part of a module trains, although it did not at an earlier time: it was unfrozen, or taken up."""
+        if then.frozen_above(path):
+            return not self.frozen_above(path)
+        return then.left_out(path) and not self.left_out(path)
+
     def _nearest(self, path: str) -> str:
         while path not in self._counts and path:
             path = names.parent(path)

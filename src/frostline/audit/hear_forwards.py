@@ -108,6 +108,7 @@ class ForwardListener:
                     recorder.take_contract(watch)
                 else:
                     watch.take_baseline()
+            watch.settle(recorder.owned(), recorder.steps)
             if grad:
                 self._window.close(watch)
             # What runs compiled has no modules to look at, and must not be made to.

@@ -76,8 +76,14 @@ class ModeListener:
         """``requires_grad`` was written."""
         if isinstance(tensor, nn.Parameter):
             with self._recorder.work():
+                recorder = self._recorder
                 self._froze = self._froze or not value
-                self._recorder.add_pending(GradFlag, tensor, value=bool(value), before=before)
+                watch = recorder.watch_of(tensor) if value != before else None
+                if watch is not None:
+                    watch.unsettle(recorder.steps)
+                grad = tensor.grad if before and not value else None
+                left = None if grad is None else _is_left(grad)
+                recorder.add_pending(GradFlag, tensor, value=bool(value), before=before, left=left)
 
     def on_parameter(self, module: nn.Module, name: str, value: Any) -> None:
         """A parameter is put into a module."""
@@ -113,6 +119,12 @@ class ModeListener:
                 trainable=any(p.requires_grad for _, p in _parameters(value)),
                 frozen_around=bool(around) and not any(p.requires_grad for p in around),
             )
+
+
+def _is_left(grad: Tensor) -> bool:
+    """Whether a gradient is other than zero; of a sharded one this process asks its own share."""
+    grad = getattr(grad, "_local_tensor", grad).detach()
+    return bool((grad._values() if grad.is_sparse else grad).any())
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

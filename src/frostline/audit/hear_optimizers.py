@@ -44,7 +44,7 @@ class OptimizerListener:
         with recorder.work():
             optimizer: Optimizer = args[0]
             watch = recorder.optimizer(optimizer)
-            recorder.groups_changed()
+            recorder.owners_changed()
             group = optimizer.param_groups[-1]
             recorder.add_pending(
                 GroupAdded,
@@ -73,7 +73,7 @@ class OptimizerListener:
             raise
         finally:
             with recorder.work():
-                recorder.groups_changed()
+                recorder.owners_changed()
                 watch = recorder.optimizer(optimizer)
                 recorder.discover_owners(watch.parameters)
                 groups = [dict(group) for group in given.get("param_groups", [])]

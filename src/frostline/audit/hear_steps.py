@@ -99,6 +99,7 @@ class StepListener:
                     recorder.take_contract(model)
             for model in recorder.models:
                 if model.contract_at is not None:
+                    model.settle(recorder.owned(), recorder.steps)
                     rows = model.scan(recorder.steps, in_step=False)
                     model.suspect(model.compare(rows, recorder.steps, in_step=False))
             self._event = self._step(watch)

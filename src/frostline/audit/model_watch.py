@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from frostline.attach.ledger import holds_mode
-from frostline.audit.contract import Contract
+from frostline.audit.contract import INFERRED, Contract
 from frostline.audit.expectations import STATISTICS, Parameters, is_held, reason_of
 from frostline.audit.marks import marks
 from frostline.audit.module_facts import depends_on_mode, hidden_in, settings_now
@@ -50,6 +50,10 @@ class ModelWatch:
         self.training_then: dict[str, bool] = {}
         self.parameters = Parameters()
         self.must_eval: dict[str, str] = {}
+        # Of the modules that must stay in eval mode: those that train now, and those that did while they must not.
+        self.thawed: frozenset[str] = frozenset()
+        self.undone: set[str] = set()
+        self._unsettled = False
         self.phases: list[Phase] = []
         self.open_phase: tuple[Phase, dict[str, tuple[int, ...]]] | None = None
         self._looks: dict[tuple[bool, bool], int] = {}
@@ -119,6 +123,7 @@ class ModelWatch:
         )
         row.in_step, row.between = before.in_step, before.between
         row.gradients, row.steps = before.gradients, before.steps
+        row.ground, row.let_go = before.ground, before.let_go
         row.replaced = True
 
     def _know(self, item: Any, path: str) -> None:
@@ -173,6 +178,9 @@ class ModelWatch:
         given = declared or Contract()
         frozen = self._selected(given.frozen)
         moving = self._selected(given.moving)
+        # Statistics that may move do so in train mode.
+        switched = self._selected(given.moving, modules=True)
+        switched |= {names.parent(path) for path in moving if self.rows[path].role in STATISTICS}
         self.declared = declared is not None
         self.training_then = {path: module.training for path, module in self.modules.items()}
         self.parameters = Parameters(self.rows.values(), owned)
@@ -184,14 +192,60 @@ class ModelWatch:
                 self.declared = True
             elif path in evals:
                 self.must_eval[path] = "declared"
+            elif path in switched:
+                continue
             elif any(names.is_under(path, top) for top in mentioned) or (not module.training and not whole):
                 self.must_eval[path] = "eval"
         for row in self.rows.values():
             row.trainable = row.kind == "parameter" and row.tensor.requires_grad
             row.may_move = row.path in moving
             row.must_stay = "" if row.may_move else reason_of(row, frozen, self.parameters, self.must_eval)
+            row.ground = row.must_stay if row.must_stay in INFERRED else ""
         self._takedigests()
         check_start(self.rows.values())
+
+    def unsettle(self, step: int) -> None:
+        """Flags or owners of parameters change: what moved until now did so while the contract was as it stood."""
+        if self.contract_at is not None and not self._unsettled:
+            self._unsettled = True
+            self.suspect(self.check(step, parameters=False))
+
+    def settle(self, owned: set[int], step: int) -> None:
+        """Fit what was inferred to flags and owners that changed, before anything runs.
+
+        What was unfrozen may move, and run in train mode, from here on; what moved before stays a contradiction. What
+        is frozen again must stay as it is now.
+
+        Args:
+            owned: ids of the parameters that optimizers have.
+            step: how many steps are done.
+        """
+        if not self._unsettled:
+            return
+        self._unsettled = False
+        now = Parameters(self.rows.values(), owned)
+        parts = {path for path in self.modules if now.thawed(path, self.parameters)}
+        thawed = frozenset(path for path in parts if self.must_eval.get(path) == "eval")
+        if thawed != self.thawed:
+            self.close_phase(step)
+            self.thawed = thawed
+        free, again = list[Row](), list[Row]()
+        for row in self.rows.values():
+            if not row.ground:
+                continue
+            trains = row.tensor.requires_grad if row.kind == "parameter" else names.parent(row.path) in parts
+            if trains and not row.let_go:
+                free.append(row)
+            elif row.let_go and not trains and row.kind == "buffer":
+                again.append(row)
+        self.suspect(self._compare([row for row in free if row.kind == "parameter"], step, in_step=False))
+        for row in free:
+            row.let_go = True
+            row.must_stay = row.must_stay if row.moved else ""
+        for row, mark in digests(again):
+            row.let_go, row.must_stay = False, row.ground
+            row.digest = row.now = mark
+            row.copy = None if row.copy is None else row.tensor.detach().clone()
 
     def check_contract(self, contract: Contract) -> None:
         """See that every selector of a contract matches something.
@@ -264,7 +318,7 @@ class ModelWatch:
             changed += [self.rows[path] for path in paths]
         for row in changed:
             # For what must stay, and for buffers, the version is a hint and the digest decides.
-            if row.kind == "parameter" and not row.must_stay:
+            if row.kind == "parameter" and (row.let_go or not row.must_stay):
                 self._note(row, step, in_step=in_step)
         return changed
 
@@ -284,12 +338,12 @@ class ModelWatch:
             parameters: whether parameters are looked at too, not only buffers.
             in_step: whether what moved now did so in an optimizer's step, as far as parameters go.
         """
-        rows = [r for r in self.rows.values() if r.must_stay and (parameters or r.kind == "buffer")]
-        return self._compare(rows, step, in_step=in_step)
+        rows = [r for r in self.rows.values() if parameters or r.kind == "buffer"]
+        return self.compare(rows, step, in_step=in_step)
 
     def compare(self, rows: Iterable[Row], step: int, *, in_step: bool) -> list[Row]:
         """Digests of those of the rows that must stay: their versions moved, which need not mean that they did."""
-        return self._compare([r for r in rows if r.must_stay], step, in_step=in_step)
+        return self._compare([r for r in rows if r.must_stay and not r.let_go], step, in_step=in_step)
 
     def suspect(self, rows: Iterable[Row]) -> None:
         """What moved although it must stay is looked at operator by operator in the next step."""
@@ -343,7 +397,10 @@ class ModelWatch:
         for module_path in on:
             if self.must_eval.get(module_path) == "hold" and not holds_mode(self.modules[module_path]):
                 del self.must_eval[module_path]  # the hold was released: that it trains from here on is meant
-        phase = Phase(self.name, path, training, grad, at, step, 1, place, (), on)
+        thawed = tuple(p for p in on if p in self.thawed)
+        if grad:
+            self.undone.update(p for p in on if p in self.must_eval and p not in self.thawed)
+        phase = Phase(self.name, path, training, grad, at, step, 1, place, (), on, thawed)
         self.open_phase = phase, self.statistics()
 
     def close_phase(self, step: int) -> None:

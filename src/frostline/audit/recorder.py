@@ -230,7 +230,7 @@ class Recorder:
         name = variable_of(optimizer, sys._getframe(1), "") or _assigned_to(user_place()) or "optimizer"
         watch = OptimizerWatch(optimizer, free_name(name, {o.name for o in self.optimizers}))
         self.optimizers.append(watch)
-        self.groups_changed()
+        self.owners_changed()
         return watch
 
     def name_anew(self, watch: OptimizerWatch) -> None:
@@ -250,6 +250,12 @@ class Recorder:
     def groups_changed(self) -> None:
         """What optimizers own is to be read anew."""
         self._owned = None
+
+    def owners_changed(self) -> None:
+        """An optimizer came, or took up more: the contract that was inferred may not fit any more."""
+        self.groups_changed()
+        for watch in self.models:
+            watch.unsettle(self.steps)
 
     def owned(self) -> set[int]:
         """Ids of all parameters that optimizers have."""

@@ -30,6 +30,8 @@ class Row:
         now: what they were at the last look that read them.
         copy: its values when the contract was taken, where they are kept.
         first: the tensor that stood here then.
+        ground: why it must stay where that was inferred; kept while it is let go.
+        let_go: its part was unfrozen: what it does from then on is meant.
 
     All others are those of :class:`~frostline.audit.seen.TensorSeen`.
     """
@@ -49,6 +51,8 @@ class Row:
     now: str = ""
     copy: Tensor | None = None
     first: Tensor | None = None
+    ground: str = ""
+    let_go: bool = False
     moved: bool = False
     first_moved: int | None = None
     in_step: int = 0

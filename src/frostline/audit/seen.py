@@ -52,7 +52,8 @@ class TensorSeen:
         module: the path of the module that owns it.
         module_type: the class name of that module.
         shape: its shape.
-        must_stay: why it must stay, a key of :data:`~frostline.audit.contract.REASONS`; empty where it may move.
+        must_stay: why it must stay, a key of :data:`~frostline.audit.contract.REASONS`; empty where it may move, also
+            where its part was unfrozen and it had not moved until then.
         trainable: ``requires_grad`` when the contract was taken.
         trainable_now: the same at the end.
         owner: the optimizer and the group that have it at the end, or ``None``.
@@ -117,7 +118,8 @@ class ModuleSeen:
             plain mean), ``spectral`` (spectral or weight norm), ``adapter`` (has a ``merged`` flag).
         training: its mode when the contract was taken, in the first training forward.
         training_now: its mode at the end.
-        must_eval: why it must stay in eval mode (``hold``, ``declared``, ``eval``); empty if it need not.
+        must_eval: why it must stay in eval mode (``hold``, ``declared``, ``eval``); empty if it need not, also where
+            its part was unfrozen and it had stayed in eval mode until then.
         frozen: it has parameters below it, and when the contract was taken none of them required a gradient.
         frozen_above: no ancestor, or the module itself, trains: the nearest module above or at it that has parameters
             is frozen.
@@ -187,6 +189,7 @@ class Phase:
         moved: paths of statistics that moved in it.
         train_modules: paths of modules with parameters, statistics or dropout that were in train mode at its first
             pass.
+        thawed: those of them whose part was unfrozen by then: that they train is meant.
     """
 
     model: str
@@ -199,6 +202,7 @@ class Phase:
     place: Place
     moved: tuple[str, ...]
     train_modules: tuple[str, ...]
+    thawed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

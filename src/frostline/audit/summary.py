@@ -197,7 +197,7 @@ def _module(path: str, module: nn.Module, watch: ModelWatch) -> ModuleSeen:
         kinds=kinds_of(module),
         training=watch.training_then.get(path, module.training),
         training_now=module.training,
-        must_eval=watch.must_eval.get(path, ""),
+        must_eval="" if path in watch.thawed and path not in watch.undone else watch.must_eval.get(path, ""),
         frozen=watch.parameters.is_frozen(path),
         frozen_above=watch.parameters.frozen_above(path),
         runs_grad=runs[0],

@@ -154,3 +154,58 @@ def test_what_a_hold_let_go_of_is_meant_to_train():
         net.train()
         m203.train_epoch(net, optimizer)
     assert [f for f in examine(seen) if f.code == "M203"] == []
+
+
+def unfrozen(*, evals, loses=False, again=False):
+    """Probe the head, then train everything; ``evals`` after each ``train()`` while the trunk is frozen, or once."""
+    with fl.watch() as seen:
+        net = m203.make()
+        net.trunk.requires_grad_(False)
+        net.trunk.eval()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(2):
+            net.train()
+            if evals:
+                net.trunk.eval()
+            m203.train_epoch(net, optimizer)
+        net.trunk.requires_grad_(True)
+        net.train()
+        m203.train_epoch(net, optimizer)
+        if again:
+            net.trunk.requires_grad_(False)
+            net.trunk.eval()
+            if loses:
+                net.train()
+            m203.train_epoch(net, optimizer)
+    return seen
+
+
+def test_a_part_that_was_unfrozen_may_train():
+    seen = unfrozen(evals=True)
+    assert [f.code for f in examine(seen) if f.severity is not Severity.INFO] == []
+    assert not any(module.must_eval for module in seen.models[0].modules.values())
+
+
+def test_a_part_that_lost_its_mode_while_it_was_frozen_is_told_although_it_is_unfrozen_later():
+    found = [f for f in examine(unfrozen(evals=False)) if f.code == "M203"]
+    assert [f.paths for f in found] == [("trunk.1", "trunk.3")]
+
+
+@pytest.mark.parametrize("loses", [True, False])
+def test_a_part_that_is_frozen_again_must_keep_its_mode_again(loses):
+    found = [f.code for f in examine(unfrozen(evals=True, again=True, loses=loses)) if f.severity is not Severity.INFO]
+    assert (found == ["M203"]) is loses
+    assert bool(found) is loses
+
+
+@pytest.mark.parametrize("moving", ["trunk", "trunk.1.*"])
+def test_what_may_move_may_train(moving):
+    net = m203.make()
+    net.trunk.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.head.parameters(), lr=0.1)
+    with fl.watch(net, optimizer, Contract(moving=(moving,))) as seen:
+        net.trunk.eval()
+        net.train()
+        m203.train_epoch(net, optimizer)
+    found = [path for f in examine(seen) if f.code in {"M203", "F107"} for path in f.paths]
+    assert found == ([] if moving == "trunk" else ["trunk.3"])

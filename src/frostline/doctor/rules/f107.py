@@ -74,7 +74,8 @@ def sound(seen: Seen) -> str | None:
 RULE = Rule(
     code="F107",
     what="Compares the running statistics of every normalization layer whose part is frozen (held, declared, without a "
-    "trainable parameter, or left out of every optimizer) with what they were before the first training step.",
+    "trainable parameter, or left out of every optimizer) with what they were before the first training step. What "
+    "moves after the part was unfrozen is meant.",
     why="`requires_grad=False` is about gradients. In train mode a batch norm writes `running_mean`, `running_var` "
     "and `num_batches_tracked` in every forward pass, so the outputs of a frozen part drift, another head on it "
     "gets worse, and `named_parameters()` shows no difference, because statistics are buffers.",

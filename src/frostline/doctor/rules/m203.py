@@ -56,7 +56,8 @@ def look(seen: Seen) -> Iterator[Found]:
 
 
 def _undone(seen: Seen, model: ModelSeen, phase: Phase) -> tuple[str, ...]:
-    paths = tuple(path for path in dropping(model, phase) if model.modules[path].must_eval)
+    thawed = frozenset(phase.thawed)
+    paths = tuple(p for p in dropping(model, phase) if model.modules[p].must_eval and p not in thawed)
     if not paths or any(model.modules[path].must_eval in _FIRM for path in paths):
         return paths
     call, again = _eval_call(seen, model, phase, paths), _undoing(seen, model, phase, paths)
@@ -173,8 +174,8 @@ RULE = Rule(
     safety=Safety.SAFE,
     how_safe="safe: the mode that was set is kept, and no value is changed",
     false_alarms="A part that is put into eval mode before the first step for a short while and then trained in "
-    "train mode on purpose, without a forward pass in between. Declare what is meant with "
-    "`contract=Contract(eval=...)`.",
+    "train mode on purpose, without a forward pass in between; not where it was frozen and is unfrozen, which is "
+    "seen. Say so: `contract=Contract(moving=...)`, or `--moving`, with the part.",
     source="Lightning#2551, Lightning#18930, Lightning PR18951, transformers#24479",
     look=look,
     sound=sound,
