@@ -23,6 +23,7 @@ class Stale:
         paths: the parameters, and how far a step moved each, at the most.
         steps: the steps that moved any of them.
         cleared: the line that filled their gradients with zeros; ``None`` where they are of a pass before.
+        zeros: whether they were zeros when they were frozen, or filled with zeros since.
     """
 
     model: ModelSeen
@@ -32,6 +33,7 @@ class Stale:
     paths: dict[str, float] = field(default_factory=dict[str, float])
     steps: dict[int, None] = field(default_factory=dict[int, None])
     cleared: Place | None = None
+    zeros: bool = False
 
     @property
     def furthest(self) -> str:
@@ -64,7 +66,8 @@ def stale(seen: Seen, *, zeros: bool) -> Iterator[Stale]:
             )
             group.paths[path] = max(size, group.paths.get(path, 0.0))
             group.steps.setdefault(step.step)
-            group.cleared = group.cleared or cleared
+            group.cleared = group.cleared if group.cleared is not None and group.cleared.is_known else cleared
+            group.zeros = group.zeros or bool(cleared and cleared.is_known) or (flag is not None and flag.left is False)
     yield from groups.values()
 
 
@@ -76,13 +79,17 @@ def _frozen_by(written: list[GradFlag], before: int) -> GradFlag | None:
 
 
 def _cleared(seen: Seen, step: Step, model: str, flag: GradFlag | None) -> Place | None:
-    """The line that filled the gradient with zeros between freezing and this step; ``None`` where it is older."""
+    """The line that filled the gradient with zeros; ``None`` where it was computed before freezing and still stands."""
     begin = -1 if flag is None else flag.at
+    if flag is not None and flag.left is False:
+        begin = -1  # it was cleared already; no pass reaches it any more
     clears = seen.of(
         ZeroGrad, lambda e: begin < e.at < step.at and e.owner in {step.optimizer, model} and not e.set_to_none
     )
     if clears:
         return clears[-1].place
+    if begin < 0 and flag is not None:
+        return NOWHERE  # zeros, by hand
     # Frozen before this round's backward pass: what it has now was not computed in this round.
     last = [e.at for e in seen.of(Step) if e.optimizer == step.optimizer and e.at < step.at]
     passes = [e.at for e in seen.of(Backward) if (last[-1] if last else -1) < e.at < step.at]

@@ -79,3 +79,31 @@ def test_what_follows_from_it_is_not_said_twice():
                 model.trunk.requires_grad_(False)
             optimizer.step()
     assert [f.code for f in examine(seen) if f.severity is not Severity.INFO] == ["F109"]
+
+
+def test_a_gradient_that_was_cleared_before_freezing_is_no_gradient_from_before():
+    torch.manual_seed(0)
+    with fl.watch() as seen:
+        model = f109.Net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for i in range(4):
+            if i == 2:
+                model.trunk.requires_grad_(False)
+            nn.functional.cross_entropy(model(torch.randn(16, 4)), torch.randint(3, (16,))).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    assert [f.code for f in examine(seen) if f.severity is not Severity.INFO] == ["F110"]
+
+
+def test_a_gradient_of_a_pass_before_freezing_is_one_where_it_is_cleared_at_the_end():
+    torch.manual_seed(0)
+    with fl.watch() as seen:
+        model = f109.Net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for i in range(4):
+            nn.functional.cross_entropy(model(torch.randn(16, 4)), torch.randint(3, (16,))).backward()
+            if i == 2:
+                model.trunk.requires_grad_(False)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    assert [f.code for f in examine(seen) if f.severity is not Severity.INFO] == ["F109"]

@@ -91,3 +91,39 @@ def test_what_was_frozen_from_the_start_has_no_gradient_at_all():
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         fit(model, optimizer, 3)
     assert [f.code for f in examine(seen) if f.code == "F110"] == []
+
+
+def test_zeros_that_were_there_when_it_was_frozen_are_told_with_their_line():
+    torch.manual_seed(0)
+    with fl.watch() as seen:
+        model = f110.Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for i in range(4):
+            if i == 2:
+                model.trunk.requires_grad_(False)
+            nn.functional.cross_entropy(model(torch.randn(16, 4)), torch.randint(3, (16,))).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    (found,) = [f for f in examine(seen) if f.severity is not Severity.INFO]
+    assert found.code == "F110"
+    assert "gradients are zeros, not None, by" in found.evidence
+    assert "in 2 steps" in found.evidence
+    assert found.source == "optimizer.zero_grad(set_to_none=False)"
+
+
+def test_zeros_that_were_filled_in_by_hand_are_zeros_too():
+    torch.manual_seed(0)
+    with fl.watch() as seen:
+        model = f110.Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for i in range(4):
+            for p in model.parameters():
+                if p.grad is not None:
+                    p.grad.zero_()
+            if i == 2:
+                model.trunk.requires_grad_(False)
+            nn.functional.cross_entropy(model(torch.randn(16, 4)), torch.randint(3, (16,))).backward()
+            optimizer.step()
+    (found,) = [f for f in examine(seen) if f.severity is not Severity.INFO]
+    assert found.code == "F110"
+    assert "gradients are zeros, not None" in found.evidence

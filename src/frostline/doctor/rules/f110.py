@@ -24,7 +24,7 @@ def look(seen: Seen) -> Iterator[Found]:
         if one.cleared is not None and one.cleared.is_known:
             evidence.append(f"gradients are zeros, not None, by {one.cleared}  {one.cleared.text}")
         else:
-            evidence.append("gradients are left from before, not None")
+            evidence.append(f"gradients are {'zeros' if one.zeros else 'left from before'}, not None")
         optimizer = seen.optimizer(one.optimizer)
         evidence.append(
             f"{one.furthest}: moved by up to {one.paths[one.furthest]:.3g} a step, in {counted(len(one.steps), 'step')}"
