@@ -11,8 +11,8 @@ from rich.console import Console
 
 from frostline.audit.contract import REASONS
 from frostline.audit.events import Step
-from frostline.audit.places import Place
-from frostline.audit.seen import Crash, GroupSeen, ModelSeen, ModuleSeen, OptimizerSeen, Seen, TensorSeen
+from frostline.audit.places import NOWHERE, Place
+from frostline.audit.seen import Crash, GroupSeen, ModelSeen, ModuleSeen, OptimizerSeen, Phase, Seen, TensorSeen
 from frostline.baseline import Baseline
 from frostline.cli.doctor_subjects import subject_of
 from frostline.cli.doctor_text import print_examination, told
@@ -259,10 +259,10 @@ def test_what_an_encoding_cannot_say_is_written_out(monkeypatch: pytest.MonkeyPa
     [
         (MEAN, (MEAN, "BatchNorm1d", "inferred frozen, moved")),
         ("head.weight", ("head.weight", "BatchNorm1d", "trainable, moved")),
-        ("trunk.1", ("trunk.1", "BatchNorm1d", "declared eval, in eval mode")),
-        ("trunk", ("trunk", "Sequential", "frozen, in train mode")),
+        ("trunk.1", ("trunk.1", "BatchNorm1d", "declared eval")),
+        ("trunk", ("trunk", "Sequential", "frozen")),
         ("model", ("model", "Net", "")),
-        ("", ("model", "Net", "in train mode")),
+        ("", ("model", "Net", "")),
         ("optimizer", ("optimizer", "SGD", "")),
         ("nowhere", ("nowhere", "", "")),
     ],
@@ -270,6 +270,26 @@ def test_what_an_encoding_cannot_say_is_written_out(monkeypatch: pytest.MonkeyPa
 def test_subjects(where: str, expected: tuple[str, str, str]) -> None:
     subject = subject_of(replace(MOVED, where=where, paths=()), seen())
     assert (subject.name, subject.type, subject.contrast) == expected
+
+
+@pytest.mark.parametrize(
+    ("ran", "must_eval", "expected"),
+    [
+        (((), ("trunk.1",)), "eval", "inferred eval, ran in train mode"),
+        (((), ()), "eval", "inferred eval, ran in eval mode"),
+        ((("trunk.1",), ("trunk.1",)), "", "ran in train mode"),
+        (((), ("trunk.1",)), "", ""),
+    ],
+)
+def test_the_mode_is_that_of_training_and_not_that_of_the_end(
+    ran: tuple[tuple[str, ...], ...], must_eval: str, expected: str
+) -> None:
+    one = seen()
+    one.models[0].modules["trunk.1"] = ModuleSeen("trunk.1", "BatchNorm1d", frozenset({"stats"}), must_eval=must_eval)
+    one.models[0].phases = [
+        Phase("model", "", True, True, number, number, 1, NOWHERE, (), on) for number, on in enumerate(ran)
+    ]
+    assert subject_of(replace(MOVED, where="trunk.1", paths=()), one).contrast == expected
 
 
 def test_with_several_models_each_is_named() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # importing them would import torch, and `--help` should not wait for that
     from frostline.audit.places import Place
-    from frostline.audit.seen import Seen
+    from frostline.audit.seen import ModelSeen, ModuleSeen, Seen
     from frostline.findings import Finding
 
 
@@ -64,12 +64,25 @@ def subject_of(finding: Finding, seen: Seen) -> Subject:
     module = model.modules.get(finding.where)
     if module is None:
         return Subject(name, more)
-    mode = f"in {'train' if module.training_now else 'eval'} mode"
     if module.must_eval:
         meant = f"{'inferred' if module.must_eval in INFERRED else 'declared'} eval"
     else:
         meant = "frozen" if module.frozen else ""
-    return Subject(name, more, module.type, meant, mode)
+    return Subject(name, more, module.type, meant, _mode_in(model, module))
+
+
+def _mode_in(model: ModelSeen, module: ModuleSeen) -> str:
+    """The mode that a module was in where it trained; empty where it was in both and none is the wrong one.
+
+    The mode at the end says nothing of the moment of a finding: most loops end with a validation.
+    """
+    from frostline.state.names import is_under
+
+    passes = [phase for phase in model.phases if phase.grad and is_under(module.path, phase.path)]
+    trained = [phase for phase in passes if module.path in phase.train_modules]
+    if any(module.path not in phase.thawed for phase in trained) and (module.must_eval or len(trained) == len(passes)):
+        return "ran in train mode"
+    return "ran in eval mode" if passes and not trained and module.kinds else ""
 
 
 def line_of(place: Place) -> str:
