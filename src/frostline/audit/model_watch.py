@@ -53,7 +53,7 @@ class ModelWatch:
         # Of the modules that must stay in eval mode: those that train now, and those that did while they must not.
         self.thawed: frozenset[str] = frozenset()
         self.undone: set[str] = set()
-        self._unsettled = False
+        self._inferred = self._unsettled = False
         self.phases: list[Phase] = []
         self.open_phase: tuple[Phase, dict[str, tuple[int, ...]]] | None = None
         self._looks: dict[tuple[bool, bool], int] = {}
@@ -201,12 +201,13 @@ class ModelWatch:
             row.may_move = row.path in moving
             row.must_stay = "" if row.may_move else reason_of(row, frozen, self.parameters, self.must_eval)
             row.ground = row.must_stay if row.must_stay in INFERRED else ""
+        self._inferred = "eval" in self.must_eval.values() or any(row.ground for row in self.rows.values())
         self._takedigests()
         check_start(self.rows.values())
 
     def unsettle(self, step: int) -> None:
         """Flags or owners of parameters change: what moved until now did so while the contract was as it stood."""
-        if self.contract_at is not None and not self._unsettled:
+        if self._inferred and not self._unsettled:
             self._unsettled = True
             self.suspect(self.check(step, parameters=False))
 
