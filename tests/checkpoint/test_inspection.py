@@ -32,6 +32,7 @@ def test_counts_against_a_count_by_hand(tmp_path: Path):
     }
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 1}, tmp_path / "a.pt")
     found = inspect(open_checkpoint(tmp_path / "a.pt"))
+    assert inspect(tmp_path / "a.pt") == found
     assert found.parts == (
         Part("stem", 6, 125, 504, ("float32", "int64"), 1),
         Part("bn2", 2, 4, 32, ("float64",), 1),

@@ -87,6 +87,24 @@ def test_a_model_of_a_library_gets_the_classifier_of_the_checkpoint(tmp_path: Pa
     assert all(torch.equal(mine[name], value) for name, value in source.state_dict().items())
 
 
+def test_a_width_that_is_asked_for_counts_more_than_the_checkpoints(nets: Any, tmp_path: Path):
+    import_torchvision()
+    assert room.build_to_fit("timm/resnet10t", None, width=7).model.get_submodule("fc").out_features == 7
+    path = saved(room.build_to_fit("nets_of_loading_tests:mlp", None, width=5).model, tmp_path / "five.safetensors")
+    model = room.build_to_fit("nets_of_loading_tests:mlp", path, width=3).model
+    assert {parameter.shape[0] for parameter in model.parameters()} >= {3}
+    assert 5 not in {parameter.shape[0] for parameter in model.parameters()}
+
+
+def test_the_classifier_of_a_checkpoint_is_found_behind_a_prefix(tmp_path: Path):
+    import_torchvision()
+    model = nn.Module()
+    model.model = room.build_to_fit("timm/resnet10t", None, width=7).model
+    path = saved(model, tmp_path / "lightning.safetensors")
+    loaded = load_model("timm/resnet10t", path)
+    assert loaded.model.get_submodule("fc").out_features == 7
+
+
 def test_a_checkpoint_without_a_classifier_is_refused_rather_than_left_random(tmp_path: Path):
     import_torchvision()
     timm: Any = pytest.importorskip("timm")

@@ -10,7 +10,7 @@ from typing import Any
 from frostline.checkpoint.convert import PLAN
 from frostline.checkpoint.delta_info import KEY as DELTA
 from frostline.checkpoint.delta_info import read_delta_info
-from frostline.checkpoint.opened import Checkpoint
+from frostline.checkpoint.opened import Checkpoint, Source, open_checkpoint
 from frostline.checkpoint.paper import plan_told
 from frostline.checkpoint.stored import dtype_name
 from frostline.checkpoint.units import units_of
@@ -110,16 +110,23 @@ class Inspection:
 _COLUMNS = ["part", "tensors", "elements", "size", "types", "norms"]
 
 
-def inspect(checkpoint: Checkpoint) -> Inspection:
+def inspect(checkpoint: Checkpoint | Source) -> Inspection:
     """Say what is in a checkpoint; no value is read.
+
+    Args:
+        checkpoint: an opened one, or what :func:`open_checkpoint` opens.
+
+    Raises:
+        CheckpointError: it cannot be used.
 
     Example:
         >>> import torch
-        >>> from frostline.checkpoint.opened import open_checkpoint
-        >>> found = inspect(open_checkpoint({"model": {"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)}}))
+        >>> found = inspect({"model": {"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)}})
         >>> found.tensors, found.elements, found.choices
         (2, 8, ("container 'model'",))
     """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(checkpoint)
     units = units_of(checkpoint.shapes)
     with_statistics = [unit for unit in units.values() if unit.has_statistics]
     parts: dict[str, list[str]] = {}

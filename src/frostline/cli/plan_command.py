@@ -61,7 +61,7 @@ def plan(
 
     default = 1000  # what timm and torchvision build
     try:
-        built = build_to_fit(model, None if classes else checkpoint, num_classes=classes or default, take=take)
+        built = build_to_fit(model, checkpoint, num_classes=default, take=take, width=classes)
     except ModelError:
         if classes:
             raise

@@ -87,14 +87,22 @@ def load_model(
     return LoadedModel(built.model, name, built.image_size, built.mean, built.std, f"{name}, {start.summary}", start)
 
 
-def build_to_fit(name: str, checkpoint: Path | None, *, num_classes: int = 2, take: str | None = None) -> BuiltModel:
+def build_to_fit(
+    name: str,
+    checkpoint: Path | None,
+    *,
+    num_classes: int = 2,
+    take: str | None = None,
+    width: int | None = None,
+) -> BuiltModel:
     """Build a model, with a classifier as wide as the one that a checkpoint has in its place; nothing is loaded.
 
     Args:
         name: as in :func:`load_model`.
-        checkpoint: the file; with ``None`` the classifier has ``num_classes`` outputs.
-        num_classes: the width where no checkpoint tells another.
+        checkpoint: the file; with ``None`` models of timm and torchvision keep the classifier that they come with.
+        num_classes: what a factory is called with where no checkpoint tells another width.
         take: the part of the checkpoint that is wanted.
+        width: of the classifier, whatever the checkpoint has.
 
     Raises:
         ModelError: the model cannot be built, or no width makes the checkpoint's classifier fit.
@@ -103,9 +111,12 @@ def build_to_fit(name: str, checkpoint: Path | None, *, num_classes: int = 2, ta
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         if _is_factory(name):
-            return _from_factory(name, checkpoint, num_classes, take)
-        built = build_model(name, num_classes=num_classes, pretrained=False)
-        if checkpoint is not None:
+            given = (None, width) if width is not None else (checkpoint, num_classes)
+            return _from_factory(name, *given, take)
+        built = build_model(name, num_classes=width or num_classes, pretrained=False)
+        if width is not None:
+            _widen(built, width)
+        elif checkpoint is not None:
             fit_head(built, checkpoint, take)
         return built
 
@@ -119,9 +130,15 @@ def fit_head(built: BuiltModel, checkpoint: Path, take: str | None = None) -> bo
     Raises:
         ModelError: the checkpoint's classifier takes features of another width.
     """
-    weight = _tensors(built.model, checkpoint, take).get(f"{built.head_path}.weight")
+    tensors = _tensors(built.model, checkpoint, take)
+    own = f"{built.head_path}.weight"
+    weight = tensors.get(own)
     if weight is None:
-        return False
+        # Behind a prefix, as Lightning writes it; plans find the prefix, and need the width first.
+        inner = [tensor for name, tensor in tensors.items() if name.endswith(f".{own}")]
+        if len(inner) != 1 or len(inner[0].shape) != 2 or inner[0].shape[1] != built.in_features:
+            return False
+        weight = inner[0]
     if len(weight.shape) != 2 or weight.shape[1] != built.in_features:
         raise ModelError(
             f"the classifier of {checkpoint} does not fit the model\n"
@@ -129,11 +146,7 @@ def fit_head(built: BuiltModel, checkpoint: Path, take: str | None = None) -> bo
             f"  found: shape {weight.shape}\n"
             "  fix: the model that the checkpoint was made with"
         )
-    head = built.model.get_submodule(built.head_path)
-    assert isinstance(head, nn.Linear)
-    if head.out_features != weight.shape[0]:
-        owner = built.model.get_submodule(names.parent(built.head_path))
-        setattr(owner, built.head_path.rpartition(".")[2], new_head(head, weight.shape[0], torch.Generator()))
+    _widen(built, weight.shape[0])
     return True
 
 
@@ -176,6 +189,15 @@ def save_model(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> Non
     )
     with told(path, len(content), "  fix: free some space, or another --out"):
         replace_file(path, content)
+
+
+def _widen(built: BuiltModel, width: int) -> None:
+    """Give the model a classifier of this width, if its own has another."""
+    head = built.model.get_submodule(built.head_path)
+    assert isinstance(head, nn.Linear)
+    if head.out_features != width:
+        owner = built.model.get_submodule(names.parent(built.head_path))
+        setattr(owner, built.head_path.rpartition(".")[2], new_head(head, width, torch.Generator()))
 
 
 def _is_factory(name: str) -> bool:
