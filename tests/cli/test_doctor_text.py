@@ -55,7 +55,7 @@ def seen(steps: int = 4, **more: object) -> Seen:
     tensors = [
         tensor(MEAN, "buffer", "norm.mean", must_stay="requires_grad", moved=True),
         tensor("trunk.1.running_var", "buffer", "norm.var", must_stay="requires_grad", moved=True),
-        tensor("head.weight", "parameter", "weight", trainable=True, moved=True),
+        tensor("head.weight", "parameter", "weight", trainable=True, trainable_now=True, moved=True),
     ]
     modules = [
         ModuleSeen("", "Net"),
@@ -290,6 +290,17 @@ def test_the_mode_is_that_of_training_and_not_that_of_the_end(
         Phase("model", "", True, True, number, number, 1, NOWHERE, (), on) for number, on in enumerate(ran)
     ]
     assert subject_of(replace(MOVED, where="trunk.1", paths=()), one).contrast == expected
+
+
+@pytest.mark.parametrize(
+    ("trainable", "now", "expected"),
+    [(True, True, "trainable, moved"), (True, False, "frozen later, moved"), (False, True, "unfrozen later, moved")],
+)
+def test_a_flag_that_changed_is_shown_as_changed(trainable: bool, now: bool, expected: str) -> None:
+    one = seen()
+    head = one.models[0].tensors["head.weight"]
+    head.trainable, head.trainable_now = trainable, now
+    assert subject_of(replace(MOVED, where="head.weight", paths=()), one).contrast == expected
 
 
 def test_with_several_models_each_is_named() -> None:

@@ -59,7 +59,7 @@ def subject_of(finding: Finding, seen: Seen) -> Subject:
         if tensor.must_stay:
             meant = f"{'inferred' if tensor.must_stay in INFERRED else 'declared'} frozen"
         else:
-            meant = "trainable" if tensor.trainable else ""
+            meant = _FLAGS[tensor.trainable, tensor.trainable_now]
         return Subject(name, more, tensor.module_type, meant, observed)
     module = model.modules.get(finding.where)
     if module is None:
@@ -69,6 +69,15 @@ def subject_of(finding: Finding, seen: Seen) -> Subject:
     else:
         meant = "frozen" if module.frozen else ""
     return Subject(name, more, module.type, meant, _mode_in(model, module))
+
+
+# What `requires_grad` was at the first training step and at the end; of a buffer neither is.
+_FLAGS = {
+    (False, False): "",
+    (False, True): "unfrozen later",
+    (True, False): "frozen later",
+    (True, True): "trainable",
+}
 
 
 def _mode_in(model: ModelSeen, module: ModuleSeen) -> str:
