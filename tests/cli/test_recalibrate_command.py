@@ -181,6 +181,8 @@ def test_a_model_without_statistics_says_so(command: Any, nets: Any):
         ([], "nothing would check whether new.safetensors is better"),
         (["--unchecked", "--held-out", "val"], "--unchecked and --held-out val"),
         (["--unchecked", "--method", "twice"], "--method twice: unknown.\n  fix: one of all-at-once, eval-consistent"),
+        (["--held-out", "train"], "--held-out train: those are the images of --data"),
+        (["--held-out", "val", "--allow-imbalance"], "--allow-imbalance without --unchecked"),
         (["--held-out", "nowhere"], "--held-out nowhere: the folder does not exist"),
         (["--held-out", "val/dark"], "--held-out val/dark: its images are in no class folders"),
         (["--unchecked", "--html", "a.pdf"], "--html a.pdf: no name of an HTML file"),
@@ -221,3 +223,6 @@ def test_data_that_lacks_classes_is_not_taken_unchecked(command: Any, nets: Any,
     paint(Path("half"), {"bright": 80}, each=1)
     few = [*job(data="half"), "--limit", 20, "--seed", 1, "--unchecked", "--out", "new.safetensors"]
     refused(command(*few), 2, "N309 error: 1 of 2 classes are missing")
+    done = command(*few, "--allow-imbalance")
+    assert (done.code, done.err) == (0, "")
+    assert Path("new.safetensors").exists()

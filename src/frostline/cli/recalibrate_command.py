@@ -62,6 +62,9 @@ def recalibrate(
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Write the result although nothing checks that it does no harm.")
     ] = False,
+    allow_imbalance: Annotated[
+        bool, typer.Option("--allow-imbalance", help="With --unchecked: also of data that lacks whole classes.")
+    ] = False,
     method: Annotated[
         str,
         typer.Option(
@@ -93,6 +96,15 @@ def recalibrate(
         raise FrostlineError(f"--method {method}: unknown.\n  fix: {one_of(method, METHODS)}")
     if unchecked is (held_out is not None):
         raise FrostlineError(_both(held_out) if unchecked else _neither(out))
+    if allow_imbalance and not unchecked:
+        raise FrostlineError(
+            "--allow-imbalance without --unchecked: held-out images check what an imbalance does.\n  fix: leave it out"
+        )
+    if held_out is not None and held_out.exists() and data.exists() and held_out.samefile(data):
+        raise FrostlineError(
+            f"--held-out {held_out}: those are the images of --data, on which the statistics are estimated.\n"
+            "  fix: a folder of other images, or --unchecked"
+        )
     _check_out(out, checkpoint, force=force)
     check_page(html)
     folders = {"calibration data": ("--data ", data)}
@@ -125,6 +137,7 @@ def recalibrate(
             metric=None if held_out is None else "accuracy",
             held_out=None if held_out is None else inputs.batches("held-out data"),
             tolerance=tolerance,
+            allow_imbalance=allow_imbalance,
             method=cast("Any", method),
             progress=passes.named,
         )

@@ -115,7 +115,7 @@ class RecalibrationPlan:
             raise NormsError(
                 f"the statistics are not written, and nothing has checked them on held-out data:\n{errors[0]}\n"
                 "        or recalibrate(..., metric=..., held_out=...), which keeps them only where they do not harm;\n"
-                "        allow_imbalance=True writes them as they are"
+                "        allow_imbalance=True (--allow-imbalance) writes them as they are"
             )
         layers = {path: change.layer for path, change in self.changes.items()}
         refuse_held(layers, "apply")
