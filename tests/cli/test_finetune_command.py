@@ -61,13 +61,15 @@ def test_the_embedded_job_tells_what_it_found(command: Any, tmp_path: Path):
     before = f"{digit['metric_before']:.2%}"
     assert before == f"{digit['metric_after']:.2%}"
     assert lines[0] == "training digit: 2 epochs"
-    assert lines[1].startswith("  epoch 1/2  loss ")
+    assert lines[1:3] == ["  trains: trunk, heads.digit", "  held: heads.parity"]
+    assert lines[3].startswith("  epoch 1/2  loss ")
     for line in (
         f"digit: accuracy {before} before, {before} after; logits equal to the bit",
         f"held: {len(certificate['held'])} of {len(certificate['held'])} state entries equal to the bit",
         "moved: 9 of 20 tensors that should have stayed (3 norm.mean, 3 norm.var, 3 norm.count)",
         f"run folder   {folder}",
         f"report       {folder / 'report.html'}",
+        f"load it      safetensors.torch.load_file('{folder / 'model.safetensors'}')",
     ):
         assert line in lines
     of_naive = f"digit: accuracy {before} before, {spoilt['metric_after']:.2%} after; logits changed by up to "
@@ -178,7 +180,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert err == "stopped; --resume with the run folder goes on from the last checkpoint\n"
+    assert err == f"stopped; from the last checkpoint it goes on with: frostline finetune --resume {folder}\n"
 
 
 # Settings
@@ -198,6 +200,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path):
         (["--data", "photos"], "--data photos: which model?"),
         (["--task", "kind=kind.csv"], "--task kind=kind.csv: which model?"),
         (["--data", "photos", "--model", "timm/resnet18"], "the data folder photos does not exist"),
+        (["--strategy", "head", "--freeze", "conv1"], "--strategy head with --freeze conv1: the one trains"),
         (["--freeze", "conv9"], "pattern 'conv9' matched nothing"),
         (["--resume", "nowhere"], "no run to resume: nowhere does not exist"),
     ],
@@ -353,6 +356,7 @@ def test_resume_takes_no_other_settings_but_a_device(command: Any, tmp_path: Pat
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     done = command("finetune", "--resume", folder, "--lr", "0.1", "--seed", 0, "--out", tmp_path / "other")
     refused(done, 2, "--resume takes its settings from the run's config.json, but --lr, --seed, --out was given too")
+    refused(done, 2, f"--init {folder}, with the --data and --model of that run")
     done = command("finetune", "--resume", folder, "--device", "cpu", "--json")
     assert done.code == 0
     assert json.loads(done.out)["certificate"] == json.loads((finished / "certificate.json").read_text())

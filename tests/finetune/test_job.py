@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 import xxhash
+from safetensors import safe_open
 
 from frostline.compat import import_torchvision
 from frostline.errors import CorruptCheckpoint, NothingSelected, RunFolderError, StorageFull, TrainingDiverged
 from frostline.finetune import FinetuneConfig, run
 from frostline.finetune.digits_problem import digits_problem
+from frostline.finetune.interrupted import RunInterrupted
 from frostline.runs.run_folder import RunFolder
 
 pytestmark = [
@@ -206,6 +209,47 @@ def test_progress_is_told(digits_run: Any):
     assert digits_run.told.said[-1] == naively
 
 
+def test_what_trains_and_what_is_held_is_said_before_the_first_epoch(digits_run: Any):
+    said = digits_run.told.said
+    first = said.index("  trains: trunk, heads.digit")
+    assert said[first + 1] == "  held: heads.parity"
+    second = said.index("  trains: heads.parity")
+    assert said[second + 1] == "  held: trunk, heads.digit"
+    assert said[second - 1] == "  learns even or odd on the negatives of the images, dark ink on white paper"
+
+
+def test_the_file_of_the_model_names_heads_and_classes(digits_run: Any):
+    with safe_open(digits_run.result.folder / "model.safetensors", "pt") as file:
+        heads = json.loads(file.metadata()["heads"])
+        assert all(f"{head['path']}.weight" in file.keys() for head in heads.values())  # noqa: SIM118 - no mapping
+    assert heads["parity"] == {"path": "heads.parity", "classes": ["even", "odd"]}
+    assert len(eval(digits_run.result.loading(), {"safetensors": safetensors})) > 0
+
+
+def test_an_interrupted_run_says_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("frostline.finetune.job.fit", interrupted)
+    with pytest.raises(RunInterrupted) as caught:
+        run(FinetuneConfig(epochs=1, naive=False), tmp_path / "run")
+    assert caught.value.folder == tmp_path / "run"
+
+
+@pytest.mark.parametrize("strategy", ["gradual", "probe-then-tune"])
+def test_a_schedule_that_never_comes_is_said_and_nothing_else_is_claimed(tmp_path: Path, recorder: Any, strategy: str):
+    config = FinetuneConfig(epochs=1, batch_size=512, naive=False, device="cpu", strategy=strategy)
+    result = run(config, tmp_path / "run", progress=recorder)
+    assert recorder.said[0].startswith(f"--strategy {strategy} with --epochs 1: the trunk does not train")
+    assert not any("unfrozen" in line for line in recorder.said)
+    assert f"  trains: heads.parity; later, by --strategy {strategy}: trunk" in recorder.said
+    assert result.page is not None
+    page = result.page.read_text()
+    assert "nothing of the trunk trained" in page
+    assert "trained too" not in page
+    assert "which was only the own weights of digit" in page
+
+
 def test_the_same_seed_gives_the_same_and_the_random_state_is_given_back(digits_run: Any, tmp_path: Path):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
@@ -244,7 +288,7 @@ def test_without_a_name_the_next_free_folder_is_taken(tmp_path: Path, monkeypatc
     (tmp_path / "runs" / "finetune-1").mkdir(parents=True)
     result = run(FinetuneConfig(epochs=1, batch_size=512, naive=False), progress=recorder)
     assert result.folder == Path("runs/finetune-2")
-    assert recorder.said == ["run folder runs/finetune-2"]
+    assert recorder.said[0] == "run folder runs/finetune-2"
 
 
 # What stops it
@@ -366,6 +410,9 @@ class TestPhotographs:
             if not name.startswith("fc."):
                 assert tensor.numpy().tobytes() == tensors[name].numpy().tobytes()
         assert tensors["fc.weight"].shape == (2, 512)
+        # As the last line of the command says it.
+        loaded = eval(result.loading(), {"timm": timm})
+        assert torch.equal(loaded.state_dict()["fc.weight"], tensors["fc.weight"])
 
     def test_the_original_head_is_the_checkpoints_and_gives_the_same_logits(self, resnet_run: Any):
         source, result, _ = resnet_run

@@ -108,7 +108,10 @@ def test_a_finished_run_that_is_resumed_gives_the_same_again(digits_run: Any, tm
     assert_same(folder, digits_run.result.folder)
     assert again.certificate == digits_run.result.certificate
     assert recorder.said[0] == "resuming after parity-epoch-2"
-    assert recorder.begun == [("parity", 2, 2), ("parity (naive)", 2, 0)]  # no epoch of ours is done again
+    already = "already finished: parity has its 2 epochs; only the proof and the report are made again"
+    assert recorder.said[1] == already
+    assert recorder.begun == [("parity (naive)", 2, 0)]  # no epoch of ours is done again
+    assert recorder.computed == []  # nor any feature
 
 
 def copy_of(folder: Path, place: Path) -> Path:

@@ -124,14 +124,16 @@ def test_each_sample_is_read_once_a_view(tmp_path, recorder) -> None:
 def test_it_says_in_a_line_what_is_kept_and_what_it_brings(tmp_path, recorder) -> None:
     Trained(replace(CONFIG, views=1), ("*",), tmp_path, recorder, epochs=4)
     (line,) = [line for line in recorder.said if "features" in line]
-    assert line.startswith("21 x 1 + 10 features of the frozen prefix are kept, ")
-    assert line.endswith(f"in {tmp_path / 'features'}: about 4.0 times as fast as without (--no-cache turns it off)")
+    assert line.startswith(
+        "21 x 1 + 10 features of the frozen prefix are kept until the run is done (--cache-folder keeps them), "
+    )
+    assert line.endswith(f"in {tmp_path / 'features'}: 31 passes through it instead of 124 (--no-cache turns it off)")
 
 
 def test_where_a_part_of_the_trunk_trains_no_more_is_promised_than_holds(tmp_path, recorder) -> None:
     Trained(replace(CONFIG, views=1), ("front",), tmp_path, recorder, epochs=4)
     (line,) = [line for line in recorder.said if "features" in line]
-    assert line.endswith(": 4.0 times fewer passes through it (--no-cache turns it off)")
+    assert line.endswith(": 31 passes through it instead of 124 (--no-cache turns it off)")
 
 
 def test_features_of_a_run_are_removed_and_those_of_a_folder_are_kept(tmp_path, recorder) -> None:
@@ -143,6 +145,7 @@ def test_features_of_a_run_are_removed_and_those_of_a_folder_are_kept(tmp_path, 
     first = Trained(config, ("*",), tmp_path, recorder)
     first.shortcut.discard()
     again = Trained(config, ("*",), tmp_path, recorder)
+    assert " of the frozen prefix are kept, " in recorder.said[-1]
     assert "all there from a run before" in recorder.said[-1]
     assert again.state == first.state
     assert again.train.read < 21
@@ -200,10 +203,15 @@ def test_a_trunk_that_mixes_samples_runs_as_a_whole(tmp_path, recorder) -> None:
     with train_task(model, "a"):
         shortcut = shortcut_for(model, phase, CONFIG, make_accelerator(CONFIG), tmp_path, recorder)
         assert shortcut.prefix is None
-        assert recorder.said[0].startswith("the whole model runs every time: plan: no part of TaskModel")
+        assert recorder.said[0].startswith("no features are kept: trunk: ")
         with pytest.raises(FastError):
             asked = replace(CONFIG, prefix=("folded",))
             shortcut_for(model, phase, asked, make_accelerator(asked), tmp_path, recorder)
+
+
+def test_where_the_front_trains_it_says_so_in_the_names_of_the_model(tmp_path, recorder) -> None:
+    assert Trained(CONFIG, ("back",), tmp_path, recorder).shortcut.prefix is None
+    assert recorder.said[0] == "no features are kept: trunk.front trains"
 
 
 def test_a_prefix_that_cannot_be_proven_is_not_used(tmp_path, recorder, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from frostline.finetune import FinetuneConfig, resume, run
 from frostline.finetune.config import ConfigError
-from frostline.finetune.strategy import STRATEGIES, groups_for, rate_factor, unfreezing_for
+from frostline.finetune.strategy import STRATEGIES, groups_for, rate_factor, told_of_epochs, unfreezing_for
 from frostline.optim import Epoch
 from frostline.state import snapshot
 from frostline.tasks import TaskModel
@@ -86,6 +86,17 @@ def test_cosine_begins_at_one_and_ends_near_zero():
     assert factors == sorted(factors, reverse=True)
     assert 0 < factors[-1] < 0.01
     assert {rate_factor("constant", step, 50) for step in range(50)} == {1.0}
+
+
+@pytest.mark.parametrize("strategy", ["gradual", "probe-then-tune"])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6])
+def test_too_few_epochs_are_said_where_the_schedule_has_them(strategy: str, epochs: int):
+    schedule = unfreezing_for(model(), strategy, epochs, 10)
+    assert schedule is not None
+    never = all(isinstance(stage.at, Epoch) and stage.at.number >= epochs for stage in schedule.stages)
+    told = " ".join(told_of_epochs(strategy, epochs))
+    assert ("does not train" in told) == never
+    assert ("in one go" in told) == (strategy == "gradual" and len(schedule.stages) == 1 and not never)
 
 
 # Settings

@@ -39,6 +39,13 @@ def test_a_change_is_bad_only_for_a_held_head() -> None:
     ]
 
 
+def test_a_head_whose_trunk_trained_may_change() -> None:
+    head = HeadOutcome("old", False, False, 2.0, 0.5, 0.4, 7, may_change=True)
+    (_, block) = compare([Outcome("a", 1, (), (head,))], metric="f1")
+    assert {cell.tone for row in block.rows for cell in row.cells} == {""}
+    assert block.tag == "its own weights held"
+
+
 def test_roles_are_counted_with_the_largest_change() -> None:
     rows = by_role([moved("a", 0.5), moved("b", 2.0), moved("c", None, "mode")])
     assert [(row.role, row.entries, row.max_abs) for row in rows] == [("norm.mean", 2, 2.0), ("mode", 1, None)]

@@ -202,6 +202,16 @@ def test_the_verdict_is_said_in_words(page: RunPage) -> None:
     assert 'id="verdict" class="bad"' in render_run(one)
 
 
+def test_a_verdict_over_the_old_head_alone_says_so(page: RunPage) -> None:
+    first, *rest = page.outcome.heads
+    outcome = replace(page.outcome, heads=(replace(first, may_change=True), *rest))
+    alone = tuple(replace(entry, path=f"heads.{first.name}.{n}") for n, entry in enumerate(page.held))
+    said = f"Nothing that was held moved, which was only the own weights of {first.name}"
+    assert judge(replace(page, outcome=outcome, held=alone)).claim == said
+    with_trunk = (*alone, replace(page.held[0], path="trunk.conv.weight"))
+    assert judge(replace(page, outcome=outcome, held=with_trunk)).claim == "Nothing that was held moved"
+
+
 def test_a_moved_row_decides_against_the_run(page: RunPage) -> None:
     row = MovedEntry(page.held[3].path, "buffer", "norm.mean", 0.5, 0.1)
     beyond = MovedEntry("elsewhere.weight", "parameter", "weight", 0.5, 0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,8 +69,8 @@ def finetune(
     strategy: Annotated[
         str,
         typer.Option(
-            help="What trains: the new head, the full model, both at discriminative rates (the trunk a tenth), "
-            "gradual unfreezing from the head down, or probe-then-tune.",
+            help="What trains: the new head (and what --freeze leaves, if given), the full model, both at "
+            "discriminative rates (the trunk a tenth), gradual unfreezing from the head down, or probe-then-tune.",
             metavar="head|full|discriminative|gradual|probe-then-tune",
             autocompletion=among("head|full|discriminative|gradual|probe-then-tune"),
         ),
@@ -141,8 +142,8 @@ def finetune(
 ) -> None:
     """Train a new head, hold the rest, and prove to the bit that the rest did not move.
 
-    Without arguments: a small network learns handwritten digits, then a second head learns another property of the
-    images with trunk and first head held; then the same is done the naive way, for comparison.
+    Without arguments: a small network learns handwritten digits, then a second head learns even or odd on the
+    negatives of the images with trunk and first head held; then the same is done the naive way, for comparison.
     """
     from frostline import finetune as room
     from frostline.cli.finetune_tasks import finetune_tasks, refuse_to_resume_tasks
@@ -175,6 +176,8 @@ def finetune(
     if task and resume is None:
         finetune_tasks(task, settings, patience=patience, out=out, as_json=as_json)
         return
+    if resume is None:
+        _refuse_contradiction(context, freeze)
     if patience is not None and resume is None:
         raise FrostlineError("--patience is for heads that train with --task\n  fix: leave it out, or add --task")
     try:
@@ -183,13 +186,20 @@ def finetune(
                 config = room.FinetuneConfig(**settings)
                 result = room.run(config, out, progress=live)
             else:
-                _refuse_beside_resume(context, {"resume", "device", "as_json"})
+                _refuse_beside_resume(context, resume, {"resume", "device", "as_json"})
                 refuse_to_resume_tasks(resume)
                 asked = context.get_parameter_source("device")
                 given = asked is not None and asked.name != "DEFAULT"
                 result = room.resume(resume, device=device if given else None, progress=live)
-    except KeyboardInterrupt:
-        ERRORS.print("stopped; --resume with the run folder goes on from the last checkpoint", soft_wrap=True)
+    except KeyboardInterrupt as stop:
+        folder = getattr(stop, "folder", None)
+        if folder is None:
+            told = "stopped before there was anything to resume"
+        else:
+            told = (
+                f"stopped; from the last checkpoint it goes on with: frostline finetune --resume {quote(str(folder))}"
+            )
+        ERRORS.print(told, soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(130) from None
     if as_json:
         print_json(result.to_json())
@@ -199,7 +209,7 @@ def finetune(
         raise typer.Exit(1)
 
 
-def _refuse_beside_resume(context: typer.Context, allowed: set[str]) -> None:
+def _refuse_beside_resume(context: typer.Context, resume: Path, allowed: set[str]) -> None:
     """A run goes on with the settings it began with; others beside ``--resume`` would be silently ignored."""
     given = [
         f"--{name.replace('_', '-')}"
@@ -211,7 +221,20 @@ def _refuse_beside_resume(context: typer.Context, allowed: set[str]) -> None:
     if given:
         raise FrostlineError(
             f"--resume takes its settings from the run's config.json, but {name_some(given)} was given too.\n"
-            "  fix: leave that out, or start a new run without --resume"
+            "  fix: leave that out, or start a new run without --resume; for a longer run or another one from the same "
+            f"model: --init {quote(str(resume))}, with the --data and --model of that run"
+        )
+
+
+def _refuse_contradiction(context: typer.Context, freeze: list[str] | None) -> None:
+    """``--strategy head`` is the default, under which --freeze says what is held; asked for, it says another thing."""
+    source = context.get_parameter_source("strategy")
+    asked = source is not None and source.name != "DEFAULT" and context.params["strategy"] == "head"
+    if asked and freeze and "*" not in freeze:
+        raise FrostlineError(
+            f"--strategy head with --freeze {' --freeze '.join(freeze)}: the one trains the new head alone, with the "
+            "other what it leaves of the trunk trains too.\n"
+            "  fix: leave out --freeze to train the head alone, or --strategy head to train the rest of the trunk too"
         )
 
 
@@ -219,6 +242,7 @@ def _show(result: RunResult) -> None:
     from frostline.report import spent_line
 
     lines = ["", *_told(result), "", f"time         {spent_line(result.spent())}", f"run folder   {result.folder}"]
+    lines.append(f"load it      {result.loading()}")
     if result.page is not None:
         lines.append(f"report       {result.page}")
     say(*lines)

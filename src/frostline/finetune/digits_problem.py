@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.digits import DigitsSplit, digits_data
 from frostline.finetune.problem import Phase, Problem, held_part
+from frostline.finetune.strategy import told_of_epochs
 from frostline.state.inventory import inventory
 from frostline.tasks.task_model import TaskModel
 
@@ -28,13 +29,21 @@ def digits_problem(config: FinetuneConfig) -> Problem:
     data = digits_data(config.seed)
     model = _model(config.seed)
     trunk = held_part(model.trunk, config.freeze, config.strategy)
+    notes = told_of_epochs(config.strategy, config.epochs)
     return Problem(
         title="Two heads on one trunk: handwritten digits",
         model=model,
         phases=(
             Phase("digit", config.epochs, config.lr, (), _plain(data.train, "digit"), _plain(data.val, "digit")),
             Phase(
-                "parity", config.epochs, config.lr, trunk, _negative(data.train), _negative(data.val), config.strategy
+                "parity",
+                config.epochs,
+                config.lr,
+                trunk,
+                _negative(data.train),
+                _negative(data.val),
+                config.strategy,
+                about="learns even or odd on the negatives of the images, dark ink on white paper",
             ),
         ),
         probe=_plain(data.val, "digit"),
@@ -45,8 +54,13 @@ def digits_problem(config: FinetuneConfig) -> Problem:
             ("first head", "digit, ten classes, learns with the trunk"),
             ("second head", f"parity (even, odd) of the same images as negatives, strategy {config.strategy}"),
         ),
-        warnings=(),
+        warnings=notes,
         export=lambda trained: dict(inventory(trained).tensors),
+        notes=notes,
+        heads={
+            "digit": ("heads.digit", tuple(map(str, range(10)))),
+            "parity": ("heads.parity", ("even", "odd")),
+        },
     )
 
 

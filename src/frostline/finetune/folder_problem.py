@@ -17,6 +17,7 @@ from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.image_folder import FolderData, ImageDataset, scan_folder, told_left_out, transforms_for
 from frostline.finetune.models import build_model
 from frostline.finetune.problem import Phase, Problem, held_part
+from frostline.finetune.strategy import told_of_epochs
 from frostline.heads.initial import new_head
 from frostline.state import names
 from frostline.state.inventory import inventory
@@ -48,7 +49,10 @@ def folder_problem(config: FinetuneConfig) -> Problem:
     task = task_name(config.data)
     model = TaskModel(trunk, {ORIGINAL: old_head, task: new})
     held = held_part(model.trunk, config.freeze, config.strategy)
-    notes = told_left_out([path.relative_to(data.root) for path, _ in data.bad])
+    notes = (
+        *told_left_out([path.relative_to(data.root) for path, _ in data.bad]),
+        *told_of_epochs(config.strategy, config.epochs),
+    )
     train, val = _datasets(config, built, data)
     return Problem(
         title=f"{config.model} learns {', '.join(data.classes[:4])}{' ...' if len(data.classes) > 4 else ''}",
@@ -70,6 +74,8 @@ def folder_problem(config: FinetuneConfig) -> Problem:
         warnings=(*told, *notes),
         export=lambda trained: _export(trained, built.head_path, task),
         notes=notes,
+        heads={task: (built.head_path, tuple(data.classes))},
+        load=_loading(config, built.head_path, len(data.classes)),
     )
 
 
@@ -129,6 +135,17 @@ def _datasets(config: FinetuneConfig, built: BuiltModel, data: FolderData) -> tu
         return ImageDataset(samples, transform, seed=config.seed)
 
     return dataset(data.train, train=True), dataset(data.val, train=False)
+
+
+def _loading(config: FinetuneConfig, head_path: str, classes: int) -> str:
+    """The Python that loads the model that :func:`_export` gives."""
+    library, _, name = str(config.model).partition("/")
+    if config.head is None and library == "timm":
+        return f"timm.create_model({name!r}, num_classes={classes}, checkpoint_path=FILE)"
+    load = "model.load_state_dict(safetensors.torch.load_file(FILE))"
+    if config.head is None and library == "torchvision":
+        return f"model = torchvision.models.get_model({name!r}, num_classes={classes}); {load}"
+    return f"{load}, where model is {config.model} with {classes} outputs at {head_path}"
 
 
 def _export(trained: TaskModel, head_path: str, task: str) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from frostline.finetune.certificate import certify
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.digits_problem import digits_problem
 from frostline.finetune.folder_problem import folder_problem
+from frostline.finetune.interrupted import RunInterrupted
 from frostline.finetune.loop import fit, make_accelerator
 from frostline.finetune.lost_process import lost_process_told
 from frostline.finetune.metrics import EpochRow
@@ -30,6 +31,7 @@ from frostline.finetune.page import run_page, spent_bars, time_spent
 from frostline.finetune.problem import Problem
 from frostline.finetune.progress import Progress, Silent
 from frostline.finetune.shortcut import shortcut_for
+from frostline.finetune.told_parts import told_parts
 from frostline.freezing import verify_ranks
 from frostline.report import render_run, sum_spent
 from frostline.runs.run_folder import RunFolder, free_folder
@@ -37,7 +39,7 @@ from frostline.runs.time_spent import TimeSpent
 from frostline.runs.training_state import pack, unpack_model
 from frostline.state.changes import StateDiff
 from frostline.state.held_rows import held_rows
-from frostline.state.snapshot import snapshot
+from frostline.state.snapshot import Snapshot, snapshot
 from frostline.tasks.isolation import IsolationReport
 from frostline.tasks.training import train_task
 
@@ -83,6 +85,10 @@ class RunResult:
             "certificate": self.certificate,
             "report": None if self.page is None else str(self.page),
         }
+
+    def loading(self) -> str:
+        """The Python that loads ``model.safetensors``."""
+        return self.problem.load.replace("FILE", repr(str(self.folder / "model.safetensors")))
 
     def last_rows(self) -> dict[str, EpochRow]:
         """The last epoch of each phase."""
@@ -174,8 +180,11 @@ class _Job:
                 self.progress.say(f"run folder {self.folder.path}")
             for line in problem.notes:
                 self.progress.say(line)
-            with lost_process_told(self._kept):
-                return self._train(problem)
+            try:
+                with lost_process_told(self._kept):
+                    return self._train(problem)
+            except KeyboardInterrupt:
+                raise RunInterrupted(self.folder.path) from None
 
     def _open(self, out: Path, *, resume: bool) -> RunFolder:
         if resume:
@@ -221,9 +230,10 @@ class _Job:
             # What comes before the phase that is proven is the start: the same on any number of processes and threads.
             with (
                 one_thread(self.accelerator.device),
-                train_task(model, problem.phases[number].task, trunk=problem.phases[number].trunk),
+                train_task(model, problem.phases[number].task, trunk=problem.phases[number].trunk) as training,
             ):
-                self._fit(problem, number, Alone(self.accelerator) if self.several else self.accelerator)
+                held = training.hold.reference
+                self._fit(problem, number, Alone(self.accelerator) if self.several else self.accelerator, held)
             same_on_all(model)
             self.at = _Progress(phase=number + 1, rows=self.at.rows)
         with self.spent("proof"):
@@ -245,7 +255,7 @@ class _Job:
         with train_task(model, phase.task, probe=probe, labels=labels, trunk=phase.trunk) as training:
             if self.at.tensors is not None:
                 unpack_model(model, self.at.tensors)
-            self._fit(problem, number, self.accelerator)
+            self._fit(problem, number, self.accelerator, training.hold.reference)
             if self.several:
                 verify_ranks(model, what="everything")
             reference = training.hold.reference
@@ -275,8 +285,14 @@ class _Job:
         within = sum(sum(time_spent(row).values()) for row in self.at.rows[self.known :])
         return {**outside, "starting": max(0.0, epochs - within)}
 
-    def _fit(self, problem: Problem, number: int, accelerator: Any) -> None:
+    def _fit(self, problem: Problem, number: int, accelerator: Any, held: Snapshot) -> None:
         phase, at = problem.phases[number], self.at
+        done = at.epoch if at.tensors is not None else 0
+        if done >= phase.epochs:
+            # Resumed behind its last epoch: nothing is computed for epochs that there are not.
+            problem.model.to(self.accelerator.device)
+            self.progress.say(self._already_trained(phase.task, done, last=number == len(problem.phases) - 1))
+            return
 
         def after_epoch(row: EpochRow, optimizer: Optimizer, unfreezing: str) -> None:
             before, saving = self.at.rows, TimeSpent()
@@ -307,15 +323,21 @@ class _Job:
                     self.progress,
                     name=phase.task,
                     number=number,
-                    done=at.epoch if at.tensors is not None else 0,
+                    done=done,
                     packed=packed,
                     shortcut=shortcut,
                     after_epoch=after_epoch,
+                    about=(*filter(None, [phase.about]), *told_parts(problem.model, phase.strategy, held)),
                 )
         except TrainingDiverged as error:
             what, _, fix = str(error).partition("\n")
             raise TrainingDiverged(f"{what}\n  {self._kept()}\n{fix}") from None
         shortcut.discard()
+
+    def _already_trained(self, task: str, epochs: int, *, last: bool) -> str:
+        if last and (self.folder.path / "certificate.json").is_file():
+            return f"already finished: {task} has its {epochs} epochs; only the proof and the report are made again"
+        return f"{task} has its {epochs} epochs already"
 
     def _kept(self) -> str:
         found = self.folder.latest_checkpoint()
@@ -378,10 +400,10 @@ class _Job:
     ) -> Path | None:
         with self.spent("saving"):
             self.folder.write_json("certificate.json", certificate)
-            self.folder.save_tensors("model.safetensors", problem.export(problem.model), {"format": "pt"})
+            self.folder.save_tensors("model.safetensors", problem.export(problem.model), _named(problem))
         page = run_page(
             title=problem.title,
-            summary=_summary(report),
+            summary=_summary(report, reference, trained),
             facts=(*problem.facts, *_settings(self.config, self.accelerator)),
             warnings=problem.warnings,
             rows=self.at.rows,
@@ -402,12 +424,23 @@ class _Job:
         return self.folder.path / "report.html"
 
 
-def _summary(report: IsolationReport) -> str:
+def _named(problem: Problem) -> dict[str, str]:
+    """What the file of the model says of itself: where its heads are, and what their outputs mean."""
+    heads = {name: {"path": path, "classes": list(classes)} for name, (path, classes) in problem.heads.items()}
+    return {"format": "pt", "heads": json.dumps(heads)}
+
+
+def _summary(report: IsolationReport, held: Snapshot, trained: StateDiff) -> str:
     others = [head.name for head in report.heads if not head.trained]
     what = f"The head {report.task!r} was trained while {report.held:,} state entries were held"
     if report.whole_trunk:
         return f"{what}; {', '.join(repr(o) for o in others)} must give the same logits as before, to the bit."
-    return f"{what}; part of the trunk trained too, so the logits of {', '.join(repr(o) for o in others)} may change."
+    those = ", ".join(repr(o) for o in others)
+    if not any(row.path.startswith("trunk.") for row in trained.moved):
+        # Not all of it was meant to stay, and yet it did: too few epochs to unfreeze it, for example.
+        return f"{what}; nothing of the trunk trained, although not all of it was held, so {those} is as it was."
+    part = "part of the trunk" if any(path.startswith("trunk.") for path in held) else "the trunk"
+    return f"{what}; {part} trained too, so the logits of {those} may change."
 
 
 def _noted(rows: list[EpochRow], folder: RunFolder) -> list[EpochRow]:

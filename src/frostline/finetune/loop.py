@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -105,6 +105,7 @@ def fit(
     packed: Packed | None = None,
     shortcut: Shortcut | None = None,
     after_epoch: Callable[[EpochRow, Optimizer, str], None] | None = None,
+    about: Sequence[str] = (),
 ) -> None:
     """Train the head of one phase; what is held, is held by the caller.
 
@@ -120,6 +121,7 @@ def fit(
         packed: the optimizer's state after them, and under ``unfreezing`` that of the schedule.
         shortcut: how to get from samples to logits; by default by the whole model.
         after_epoch: called on every process with the row of the epoch, the optimizer and the schedule's state as JSON.
+        about: lines that are said before the first epoch.
 
     Raises:
         TrainingDiverged: the loss is not finite, and the model is as that step found it; or the logits on the
@@ -145,6 +147,8 @@ def fit(
     else:
         wrapped, optimizer, val = accelerator.prepare(model, inner, val)
     progress.begin(name, phase.epochs, done)
+    for line in about:
+        progress.say(f"  {line}")
     with schedule or nullcontext():
         for epoch in range(done + 1, phase.epochs + 1):
             started, spent = time.perf_counter(), TimeSpent()
@@ -206,7 +210,8 @@ def fit(
                 turn = partial(_turn, schedule, accuracy, unfrozen)
                 # A wrapper exchanges the gradients of what trained when it was made.
                 wrapped = rewrap(wrapped, turn) if several else turn() or wrapped
-                if unfrozen:
+                # What comes after the last epoch does not train any more.
+                if unfrozen and epoch < phase.epochs:
                     progress.say(f"  unfrozen: {name_some([str(each) for each in fold(unfrozen)])}")
             if after_epoch is not None:
                 after_epoch(row, inner, "" if schedule is None else json.dumps(schedule.state_dict()))

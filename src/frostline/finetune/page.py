@@ -61,8 +61,11 @@ def run_page(
         curves=_curves(rows),
         held=held,
         trained=_moved(trained),
-        outcome=_outcome("with frostline", len(held), report, last),
-        naive=None if naive is None else _outcome("naive loop", naive.held, naive, last_naive),
+        outcome=_outcome("with frostline", len(held), report, last, whole_trunk=report.whole_trunk),
+        # It is judged by what was meant to stay, as the run is.
+        naive=None
+        if naive is None
+        else _outcome("naive loop", naive.held, naive, last_naive, whole_trunk=report.whole_trunk),
         warnings=warnings,
         generator=f"frostline {frostline.__version__}",
         spent=spent,
@@ -110,7 +113,7 @@ def _which(rows: Sequence[EpochRow]) -> str:
     return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
-def _outcome(title: str, held: int, report: IsolationReport, accuracy: float | None) -> Outcome:
+def _outcome(title: str, held: int, report: IsolationReport, accuracy: float | None, *, whole_trunk: bool) -> Outcome:
     heads = tuple(
         HeadOutcome(
             name=head.name,
@@ -121,6 +124,7 @@ def _outcome(title: str, held: int, report: IsolationReport, accuracy: float | N
             # The trained head may have data of its own, which the probe has no labels for.
             metric_after=accuracy if head.trained else head.metric_after,
             predictions_changed=head.predictions_changed,
+            may_change=not whole_trunk and not head.trained,
         )
         for head in report.heads
     )

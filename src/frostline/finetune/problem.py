@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class Phase:
         train: pairs of input and class.
         val: likewise.
         strategy: what of the rest trains when, and at which rate.
+        about: what a reader should know of its data, said where it begins.
     """
 
     task: str
@@ -59,6 +60,7 @@ class Phase:
     train: Dataset[Any]
     val: Dataset[Any]
     strategy: str = "full"
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Problem:
         warnings: what a reader should be warned of.
         export: the tensors of ``model.safetensors``, under the names that the user's model has.
         notes: sentences that are said before training; they are among the warnings too.
+        heads: of the heads in ``model.safetensors``, name to the path of its weights there, and to its classes.
+        load: the Python that loads that file, with ``FILE`` for its path.
     """
 
     title: str
@@ -86,3 +90,5 @@ class Problem:
     warnings: tuple[str, ...]
     export: Callable[[TaskModel], dict[str, Tensor]]
     notes: tuple[str, ...] = ()
+    heads: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict[str, tuple[str, tuple[str, ...]]])
+    load: str = "safetensors.torch.load_file(FILE)"

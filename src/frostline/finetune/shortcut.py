@@ -181,7 +181,7 @@ def shortcut_for(
         if config.prefix:
             raise
         # Without being asked for, it is only used where it is proven to be the same.
-        progress.say(f"the whole model runs every time: {str(error).splitlines()[0]}")
+        progress.say(_why_whole(error))
         return whole
     alone = replace(whole, prefix=prefix)
     views = whole.views
@@ -201,14 +201,13 @@ def shortcut_for(
         )
         return alone
     missing = sum(each.missing for each in estimates)
-    # Where a part of the trunk trains, it goes on taking its time.
-    whole_trunk = found.modules == ("trunk",)
-    brings = (
-        f"about {gain:.1f} times as fast as without" if whole_trunk else f"{gain:.1f} times fewer passes through it"
-    )
+    # What is counted, not how fast it makes the run: that depends on what reading images and the rest take.
+    through, without = _passes(phase, views)
+    brings = f"{through:,} passes through it instead of {without:,}"
     sparing = brings if missing else "all there from a run before"
     kept = sum(each.nbytes for each in estimates)
-    progress.say(f"{told} are kept, {kept / 1e6:,.1f} MB in {place}: {sparing} (--no-cache turns it off)")
+    how_long = "are kept" if own is None else "are kept until the run is done (--cache-folder keeps them)"
+    progress.say(f"{told} {how_long}, {kept / 1e6:,.1f} MB in {place}: {sparing} (--no-cache turns it off)")
     try:
         _fill(train, val, missing, progress, spent or TimeSpent())
     except (CacheError, StorageFull) as error:
@@ -236,8 +235,22 @@ def _fill(train: FeatureCache, val: FeatureCache, missing: int, progress: Progre
 
 def _gain(phase: Phase, views: int) -> float:
     """How many times fewer samples go through the prefix."""
+    through, without = _passes(phase, views)
+    return without / through
+
+
+def _passes(phase: Phase, views: int) -> tuple[int, int]:
+    """How many samples go through the prefix where its features are kept, and where they are not."""
     train, val = _size(phase.train), _size(phase.val)
-    return phase.epochs * (train + val) / (views * train + val)
+    return views * train + val, phase.epochs * (train + val)
+
+
+def _why_whole(error: NoPrefix | ShortcutDiffers) -> str:
+    """Why the whole model runs every time, in a line of the model's own names."""
+    first, *rest = str(error).splitlines()
+    if isinstance(error, NoPrefix) and rest and not rest[0].startswith("  fix:"):
+        return f"no features are kept: {rest[0].strip().replace(': trains', ' trains')}"
+    return f"the whole model runs every time: {first}"
 
 
 def _size(dataset: Dataset[Any]) -> int:

@@ -79,6 +79,26 @@ def unfreezing_for(model: TaskModel, strategy: str, epochs: int, steps: int) -> 
     return gradual(model, every=Epoch(1), head=rest, by=_depth_in(model), layers=layers, warmup=warmup)
 
 
+def told_of_epochs(strategy: str, epochs: int) -> tuple[str, ...]:
+    """A warning where there are too few epochs for what the strategy says.
+
+    Example:
+        >>> told_of_epochs("gradual", 3), told_of_epochs("head", 1)
+        ((), ())
+        >>> told_of_epochs("probe-then-tune", 1)[0].partition(", ")[0]
+        '--strategy probe-then-tune with --epochs 1: the trunk does not train'
+    """
+    if strategy not in {"gradual", "probe-then-tune"}:
+        return ()
+    asked = f"--strategy {strategy} with --epochs {epochs}"
+    if epochs < 2:
+        more = "--epochs 3 or more trains it in stages" if strategy == "gradual" else "--epochs 2 or more trains it"
+        return (f"{asked}: the trunk does not train, for it would begin to after the last epoch ({more})",)
+    if strategy == "gradual" and math.floor(epochs * _UNFROZEN_BY) < 2:
+        return (f"{asked}: all of the trunk is unfrozen in one go (--epochs 3 or more unfreezes it in stages)",)
+    return ()
+
+
 def rate_factor(schedule: str, step: int, steps: int) -> float:
     """What the rates are multiplied with at a step, counted from 0.
 
