@@ -331,7 +331,43 @@ def test_nothing_selected_in_full(net: Net) -> None:
 def test_a_selector_without_anything_near_gets_the_top_level_names(net: Net) -> None:
     with pytest.raises(NothingSelected) as caught:
         select(net, "zzz")
-    assert "\n  nearest names: trunk, heads, cls_token, positions\n" in str(caught.value)
+    assert str(caught.value).endswith(
+        "\n  nearest names: trunk, heads, cls_token, positions\n  fix: name one of these, or a part inside them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "fix"),
+    [
+        ("!trunc", "use '!trunk' as the selector"),
+        ("trunc.bn*", "use 'trunk.bn*' as the selector"),
+        ("!*.con[v]1.wieght", "use '!*.con[v]1.weight' as the selector"),
+        ("trunk.btn1[0-9]", "use 'trunk.bn1[0-9]' as the selector"),
+        ("net.trunk.bn1", "leave out 'net.', which is not in this model: use 'trunk.bn1' as the selector"),
+        ("!net.trunk.*", "leave out 'net.', which is not in this model: use '!trunk.*' as the selector"),
+    ],
+)
+def test_the_fix_keeps_what_was_meant_and_selects_something(net: Net, selector: str, fix: str) -> None:
+    with pytest.raises(NothingSelected) as caught:
+        select(net, selector)
+    assert str(caught.value).endswith(f"\n  fix: {fix}")
+    said = re.search("use '(.+)' as the selector", fix)
+    assert said is not None
+    assert select(net, said[1]).parameters
+
+
+@pytest.mark.parametrize(
+    ("selector", "python", "shell"),
+    [
+        ("trunk.bn1,heads", "'trunk.bn1', 'heads'", "--freeze trunk.bn1 --freeze heads"),
+        ("!trunc, heads", "'!trunk', '!heads'", "--freeze '!trunk' --freeze '!heads'"),
+        ("trunc.bn*,zzz", "'trunk.bn*', 'zzz'", "--freeze 'trunk.bn*' --freeze zzz"),
+    ],
+)
+def test_several_in_one_string_are_taken_apart(net: Net, selector: str, python: str, shell: str) -> None:
+    with pytest.raises(NothingSelected) as caught:
+        select(net, selector)
+    assert str(caught.value).endswith(f"\n  fix: use each as a selector of its own: {python}; in a shell: {shell}")
 
 
 @pytest.mark.parametrize(
@@ -374,9 +410,16 @@ def test_the_copy_of_a_module_is_another_module(net: Net) -> None:
         ((), 'select: no selector was given.\n  fix: name a part, or "*" for the whole model'),
         (
             (3,),
-            "select: 3 is a int, which is no selector.\n  fix: pass a glob, a compiled regular expression, a module",
+            "select: 3 is an int, which is no selector.\n  fix: name the part by its path, which is a string: '3'",
         ),
-        ((["trunk"],), "select: ['trunk'] is a list, which is no selector."),
+        (
+            (["trunk"],),
+            (
+                "select: ['trunk'] is a list, which is no selector.\n"
+                "  fix: pass each selector as an argument of its own: freeze(model, *names)"
+            ),
+        ),
+        ((2.5,), "select: 2.5 is a float, which is no selector.\n  fix: pass a glob, a compiled regular expression"),
         ((None,), "select: None is a NoneType, which is no selector."),
     ],
 )

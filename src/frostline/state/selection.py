@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import glob
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -20,6 +22,9 @@ from frostline.state import names
 
 Predicate: TypeAlias = Callable[[str, nn.Module], bool]
 Selector: TypeAlias = "str | re.Pattern[str] | nn.Module | nn.Parameter | type[nn.Module] | Predicate"
+
+# What is a glob character, and the dots between names: what stands between them can be misspelt.
+_GLOB = re.compile(r"(\[[^\]]*\]|[*?.]+)")
 
 
 @dataclass(frozen=True)
@@ -168,10 +173,7 @@ class _Index:
             return {p for p, module in self.modules.items() if isinstance(module, selector)}, set()
         if callable(selector):
             return {p for p, module in self.modules.items() if selector(p, module)}, set()
-        raise SelectionError(
-            f"select: {selector!r} is a {type(selector).__name__}, which is no selector.\n"
-            "  fix: pass a glob, a compiled regular expression, a module, a parameter, a module type or a predicate"
-        )
+        raise SelectionError(_no_selector(selector))
 
     def _where(self, test: Callable[[str], bool]) -> tuple[set[str], set[str]]:
         return {p for p in self.modules if test(p)}, {p for p in self.tensors if test(p)}
@@ -209,12 +211,62 @@ def _nothing(selector: Selector, index: _Index) -> str:
     pool = [*index.modules, *index.tensors]
     if isinstance(selector, (str, re.Pattern)):
         wanted = selector.lstrip("!") if isinstance(selector, str) else selector.pattern
-        near = names.nearest(wanted, pool) or [p for p in pool if p and "." not in p]
-        message += f"\n  nearest names: {name_some(near)}"
-        message += f"\n  fix: use {exactly(near[0])!r} as the selector" if near else ""
+        near = names.nearest(wanted, pool)
+        message += f"\n  nearest names: {name_some(near or [p for p in pool if p and '.' not in p])}"
+        message += _fix(selector, near, pool) or "\n  fix: name one of these, or a part inside them"
     elif isinstance(selector, type):
         present = list(dict.fromkeys(type(m).__name__ for m in index.modules.values()))
         message += f"\n  types present: {name_some(present)}"
     elif isinstance(selector, (nn.Module, nn.Parameter)):
         message += "\n  fix: pass an object of this very model; a copy (deepcopy, load) is another object"
     return message
+
+
+def _no_selector(selector: object) -> str:
+    kind = type(selector).__name__
+    fix = "pass a glob, a compiled regular expression, a module, a parameter, a module type or a predicate"
+    if isinstance(selector, (list, tuple, set)):
+        fix = "pass each selector as an argument of its own: freeze(model, *names), and not freeze(model, names)"
+    elif isinstance(selector, int) and not isinstance(selector, bool):
+        fix = f"name the part by its path, which is a string: {str(selector)!r}"
+    return f"select: {selector!r} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}, which is no selector.\n  fix: {fix}"
+
+
+def _fix(selector: str | re.Pattern[str], near: list[str], pool: list[str]) -> str:
+    """The line of a fix, where there is one that selects something and means what was asked."""
+    if isinstance(selector, re.Pattern):
+        return f"\n  fix: use {exactly(near[0])!r} as the selector" if near else ""
+    minus, wanted = ("!", selector[1:]) if selector.startswith("!") else ("", selector)
+    if "," in wanted:
+        parts = [part.strip().lstrip("!") for part in wanted.split(",") if part.strip()]
+        several = [minus + (_mended(part, names.nearest(part, pool), pool) or part) for part in parts]
+        shell = " ".join(f"--freeze {shlex.quote(part)}" for part in several)
+        return f"\n  fix: use each as a selector of its own: {', '.join(map(repr, several))}; in a shell: {shell}"
+    above, _, rest = wanted.partition(".")
+    if rest and above not in pool and _matches_some(rest, pool):
+        return f"\n  fix: leave out {above + '.'!r}, which is not in this model: use {minus + rest!r} as the selector"
+    mended = _mended(wanted, near, pool)
+    return f"\n  fix: use {minus + mended!r} as the selector" if mended else ""
+
+
+def _mended(wanted: str, near: list[str], pool: list[str]) -> str | None:
+    """The pattern most like this one that matches something: its own glob characters stay."""
+    if _matches_some(wanted, pool):
+        return wanted
+    pieces = _GLOB.split(wanted)
+    if len(pieces) == 1:
+        return exactly(near[0]) if near else None
+    words = sorted({word for path in pool for token in path.split(".") for word in (token, token.rstrip("0123456789"))})
+    for number, piece in enumerate(pieces):
+        for word in names.nearest(piece, words) if piece and number % 2 == 0 else ():
+            pattern = "".join([*pieces[:number], word, *pieces[number + 1 :]])
+            if _matches_some(pattern, pool):
+                return pattern
+    # It may have been meant as a name that looks like a glob.
+    if near and SequenceMatcher(None, wanted, near[0]).ratio() >= 0.8:
+        return exactly(near[0])
+    return None
+
+
+def _matches_some(pattern: str, pool: list[str]) -> bool:
+    return any(path and names.matches(path, pattern) for path in pool)
