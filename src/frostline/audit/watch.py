@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from itertools import dropwhile
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -19,6 +20,7 @@ from frostline.audit.seen import Crash, Seen
 from frostline.audit.summary import fill, finish
 from frostline.audit.taps import Taps
 from frostline.errors import SelectionError
+from frostline.state.expected import expect_model
 
 
 class Watch:
@@ -119,6 +121,7 @@ def watch(
         trace: whether a step may be looked at operator by operator.
 
     Raises:
+        UnsupportedModel: it is no module.
         NothingSelected: on entering, a selector of the contract matches nothing in the model.
 
     Returns:
@@ -138,6 +141,9 @@ def watch(
         >>> [tensor.path for tensor in seen.models[0].tensors.values() if tensor.must_stay and tensor.moved]
         ['0.running_mean', '0.running_var', '0.num_batches_tracked']
     """
+    given: Any = model
+    if isinstance(given, str) or not (given is None or isinstance(given, (nn.Module, Iterable))):
+        expect_model(given, "watch", "watch(model, optimizer)")
     models = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
     optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     return Watch(models, optimizers, contract, every=every, trace=trace)

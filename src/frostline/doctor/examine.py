@@ -10,6 +10,7 @@ from frostline.doctor.examination import Examination
 from frostline.doctor.rule import Found, Rule
 from frostline.doctor.rules import all_rules
 from frostline.findings import Finding, Safety, Severity
+from frostline.state.expected import expect
 
 _WEIGHT = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
@@ -27,6 +28,9 @@ def examine(seen: Seen, *, rules: Iterable[Rule] | None = None) -> Examination:
     Returns:
         The findings, what was found right, and the remedies.
 
+    Raises:
+        UnsupportedModel: it is something else, a model for one.
+
     Example:
         >>> import torch, frostline
         >>> model = torch.nn.Linear(2, 1)
@@ -38,6 +42,7 @@ def examine(seen: Seen, *, rules: Iterable[Rule] | None = None) -> Examination:
         >>> [finding.code for finding in examine(seen)]
         ['F101']
     """
+    expect(seen, Seen, "examine", "with fl.watch(model, optimizer) as seen: ..., and then fl.examine(seen)")
     asked = list(all_rules().values()) if rules is None else list(rules)
     found = [(rule, one) for rule in asked for one in _asked(rule, seen)]
     causes = [(rule, one) for rule, one in found if not any(_explains(other, one, rule) for other in found)]

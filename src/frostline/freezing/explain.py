@@ -15,6 +15,7 @@ from frostline.norms.policy import StatsPolicy
 from frostline.norms.policy_forward import PolicyForward
 from frostline.norms.read_policy import DEFAULT, encoding_of, policy_of, set_by
 from frostline.state import names
+from frostline.state.expected import expect_model
 from frostline.state.inventory import SCHEMA_VERSION
 from frostline.state.selection import strict_ancestors
 from frostline.tables import html_table, text_table
@@ -160,6 +161,7 @@ def explain(model: nn.Module) -> Explanation:
           seen: training=True, requires_grad=False: 1
           fix:  frostline.freeze(model, '1')
     """
+    expect_model(model, "explain", "explain(model)")
     root = names.unwrap(model)
     modules = dict(root.named_modules())
     rows = [

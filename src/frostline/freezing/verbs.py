@@ -16,6 +16,7 @@ from frostline.freezing.hold import Hold
 from frostline.freezing.live_wrappers import refuse_freeze
 from frostline.freezing.plan import FreezePlan, Level, Lock, plan_freeze, warn_of_ties
 from frostline.freezing.step_guard import as_optimizers
+from frostline.state.expected import expect_model
 from frostline.state.selection import Selector, exactly, select
 from frostline.state.shards import reshard
 
@@ -58,6 +59,7 @@ def freeze(
 
     Raises:
         NothingSelected: a selector matches nothing; the nearest paths are named.
+        UnsupportedModel: it is no module.
         CannotFreeze: a lazy module, a batch norm without running statistics, a ``GraphModule`` that should be locked
             hard, state that the probe saw moving, or, on several processes, parameters whose gradients a live
             DistributedDataParallel waits for; :func:`~frostline.freezing.rewrap` freezes and wraps anew.
@@ -77,6 +79,12 @@ def freeze(
         >>> model[1].training
         True
     """
+    expect_model(model, "freeze", "freeze(model, *names)")
+    if isinstance(probe, (bool, str)):
+        raise CannotFreeze(
+            f"freeze(probe={probe!r}): expected example inputs, which the model is run with\n"
+            "  fix: leave probe out, or probe=batch"
+        )
     if lock not in get_args(Lock):
         raise CannotFreeze(f"freeze(lock={lock!r}): no such lock.\n  fix: one of {', '.join(get_args(Lock))}")
     optimizers = as_optimizers(optimizer)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline.attach.inner_optimizer import inner_optimizer
-from frostline.errors import ModelError, name_some
+from frostline.errors import ModelError, UnsupportedModel, name_some
 from frostline.optim.groups import ParamGroups, title_of
 from frostline.state import names
+from frostline.state.expected import expect_model
 from frostline.tables import html_table, text_table
 
 SCHEMA_VERSION = 1
@@ -118,6 +119,7 @@ def check_groups(
         The :class:`GroupCheck`.
 
     Raises:
+        UnsupportedModel: the one is no module, or the other has no groups.
         ModelError: ``asked`` are the optimizer's own dictionaries, which would be compared with themselves.
 
     Example:
@@ -129,6 +131,11 @@ def check_groups(
         >>> found.of("missing"), found.of("orphaned")[0]
         (['0.weight', '0.bias', '1.weight', '1.bias'], 'group 0, number 0, shape (2, 2)')
     """
+    usage = "check_groups(model, optimizer)"
+    expect_model(model, "check_groups", usage)
+    if not hasattr(optimizer, "param_groups"):
+        kind = type(optimizer).__name__
+        raise UnsupportedModel(f"check_groups: expected something with param_groups, found a {kind}\n  fix: {usage}")
     root = names.unwrap(model)
     known: dict[int, str] = {}
     for path, parameter in root.named_parameters(remove_duplicate=False):

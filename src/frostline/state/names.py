@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from frostline.errors import UnsupportedModel
+from frostline.state.expected import expect_model
 
 # Wrappers that insert a token of their own. `module` is not here: it is a wrapper's token only under DDP and
 # DataParallel, and a common name elsewhere, so `unwrap` looks at the live object instead.
@@ -68,13 +69,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module inside ``torch.compile``, DistributedDataParallel and DataParallel, at any depth.
 
     Raises:
-        UnsupportedModel: it is a scripted or traced module, whose tables are copies that nothing can be hung on.
+        UnsupportedModel: it is no module, or a scripted or traced one, whose tables are copies that nothing can be
+            hung on.
 
     Example:
         >>> model = nn.Linear(1, 1)
         >>> unwrap(nn.DataParallel(model)) is model
         True
     """
+    expect_model(model, "model", "pass the model, a torch.nn.Module")
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module

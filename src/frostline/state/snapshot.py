@@ -18,6 +18,7 @@ from frostline.errors import SnapshotError, name_some
 from frostline.state import names
 from frostline.state.changes import Change, StateDiff, check_version
 from frostline.state.digest import ALGORITHM, digest_all, digest_value
+from frostline.state.expected import expect_model
 from frostline.state.inventory import SCHEMA_VERSION, TENSOR_KINDS, Entry, Inventory, entries_at, inventory
 from frostline.state.selection import Selection, Selector, select
 from frostline.state.shards import Part, cut, is_distributed, own_part, part_of, reshard
@@ -233,6 +234,7 @@ def snapshot(model: nn.Module, *selectors: Selector, values: Values = False) -> 
         >>> bool(before.diff(model))
         False
     """
+    expect_model(model, "snapshot", "snapshot(model, *names)")
     entries = inventory(model)
     if selectors:
         entries = entries_of(select(model, *selectors), entries)
