@@ -163,7 +163,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_error_and_a_good_checkpoi
     kept = err.split("kept: the last good checkpoint, ")[1].splitlines()[0]
     assert bits(Path(kept))
     assert "then go on with --resume" in err
-    assert "held:" not in out
+    assert "\nheld:" not in out
 
 
 def worker_of(launcher: int, *, rank: int) -> int:
