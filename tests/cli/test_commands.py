@@ -86,3 +86,11 @@ def test_shells_complete_commands_and_their_options(words: str, offered: list[st
 def test_what_stands_behind_a_script_is_the_scripts_own() -> None:
     assert real_command("doctor").context_settings == {"allow_interspersed_args": False}
     assert real_command("explain").context_settings == {}
+
+
+@pytest.mark.parametrize("arguments", [("finetune",), ("groups", "timm/resnet18"), ("explain", "timm/resnet18")])
+@pytest.mark.parametrize("empty", ["", " ", "!"])
+def test_an_empty_selector_does_not_hold_everything(command: Any, arguments: tuple[str, ...], empty: str):
+    done = command(*arguments, "--freeze", "conv1", "--freeze", empty)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: --freeze '{empty}': an empty selector\n  fix: leave --freeze out")

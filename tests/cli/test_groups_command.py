@@ -30,7 +30,16 @@ def test_frozen_parts_keep_their_place(command: Any, factory: str):
 
 def test_what_cannot_be(command: Any, factory: str):
     for options, said in (
-        (["--head", "nothing"], "nearest names"),
+        (
+            ["--head", "classifier"],
+            "--head classifier: the model has no part of that name\n  fix: one of the Linear layers: out",
+        ),
+        (["--head", ""], "--head '': an empty selector\n  fix: leave --head out, or name a part"),
+        (["--freeze", ""], "--freeze '': an empty selector\n  fix: leave --freeze out, or name a part"),
+        (["--freeze", "stem", "--freeze", " "], "--freeze ' ': an empty selector"),
+        (["--freeze", "!"], "--freeze '!': an empty selector"),
+        (["--freeze", "stem", "norm"], "did you mean: frostline groups --freeze stem --freeze norm"),
+        (["--freeze", "!sten"], "fix: use '!stem' as the selector"),
         (["--lr", "-1"], "param_groups(lr=-1.0): expected a finite number"),
         (["--lr", "nan"], "param_groups(lr=nan)"),
         (["--layer-decay", "2"], "expected 0 < factor <= 1"),

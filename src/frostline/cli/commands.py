@@ -6,11 +6,15 @@ A command's module pulls in what it prints with; the linter runs on every save, 
 from __future__ import annotations
 
 import importlib
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
+
+from frostline.errors import SelectionError
 
 # Name, and what the list of commands says of it. `NAME_command.py` has the function NAME, or a whole `app`.
 COMMANDS = {
@@ -30,6 +34,9 @@ COMMANDS = {
     "convert": "Write a checkpoint under a model's names, by a plan.",
     "verify": "Check a converted checkpoint against the original, by value.",
 }
+
+# Options that say which part of a model is meant.
+_SELECTORS = ("freeze", "head")
 
 
 class LateGroup(TyperGroup):
@@ -58,7 +65,23 @@ class LateCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the real command, which is run in it, prints its help and completes its options."""
-        return real_command(self.name or "").make_context(info_name, args, parent=parent, **extra)
+        context = real_command(self.name or "").make_context(info_name, args, parent=parent, **extra)
+        if not context.resilient_parsing:
+            _refuse_empty_selectors(context.params)
+        return context
+
+
+def _refuse_empty_selectors(params: Mapping[str, Any]) -> None:
+    """What a shell makes of a variable that is not set; as a selector it would be the whole model."""
+    for name in _SELECTORS:
+        given = params.get(name)
+        several = given if isinstance(given, (list, tuple)) else [given]
+        for one in several:  # pyright: ignore[reportUnknownVariableType]
+            if isinstance(one, str) and not one.removeprefix("!").strip():
+                raise SelectionError(
+                    f"--{name} {shlex.quote(one)}: an empty selector\n"
+                    f"  fix: leave --{name} out, or name a part; '*' is the whole"
+                )
 
 
 def real_command(name: str) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from frostline.cli.completion import models
 from frostline.cli.console import print_json, say
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # The \b keeps click from joining the lines.
 EXAMPLES = """\b
@@ -51,6 +54,8 @@ def groups(
     loaded = load_model(model, None, random_weights=True)
     if freeze:
         freeze_part(loaded.model, *freeze)
+    if head is not None:
+        _refuse_no_head(loaded.model, head)
     found = param_groups(
         loaded.model, lr, head=head, head_lr=head_lr, layer_decay=layer_decay, weight_decay=weight_decay
     )
@@ -58,3 +63,28 @@ def groups(
         print_json(found.to_json())
     else:
         say(found)
+
+
+def _refuse_no_head(model: nn.Module, head: str) -> None:
+    """A head is looked for among the layers that can be one, and not among all names."""
+    from torch.nn import Linear
+
+    from frostline.errors import NothingSelected, name_some
+    from frostline.optim.depth import find_head
+    from frostline.state.names import nearest
+    from frostline.state.selection import select
+
+    try:
+        select(model, head)
+    except NothingSelected:
+        usual = find_head(model)
+        layers = [path for path, module in model.named_modules() if path and isinstance(module, Linear)][::-1]
+        known: list[str] = [] if usual is None else [usual]
+        known += [path for path in layers if path != usual]
+        near = nearest(head, known) or known
+        fix = (
+            f"one of the Linear layers: {name_some(near)}"
+            if near
+            else "the model has no Linear layer; leave --head out"
+        )
+        raise NothingSelected(f"--head {head}: the model has no part of that name\n  fix: {fix}") from None

@@ -110,8 +110,12 @@ def _unknown_choice(error: Any) -> list[str] | None:
 
 
 def _meant(message: str, context: Any) -> list[str]:
-    """What stood there may be what an option takes: ``frostline finetune photos``."""
+    """What stood there may be what an option takes: ``frostline finetune photos``, ``--freeze layer1 layer2``."""
     found = re.search(r"unexpected extra argument\S* \((.*)\)", message)
+    before = context.params.get("freeze")
+    if found is not None and before and not Path(found[1]).exists():
+        parts = [*before, *found[1].split()]
+        return [f"did you mean: {context.command_path} {' '.join(f'--freeze {shlex.quote(each)}' for each in parts)}"]
     options = {name for param in context.command.get_params(context) for name in _names(param)}
     if found is None or "--data" not in options:
         return []
