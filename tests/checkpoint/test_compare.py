@@ -223,7 +223,7 @@ def test_names_shapes_and_dtypes_that_differ() -> None:
     comparison = compare(stored(old), stored(new))
     found = {row.path: row for row in comparison.rows}
     assert {name: row.change for name, row in found.items()} == {
-        "fc.weight": "retyped",
+        "fc.weight": "reshaped",
         "fc.bias": "retyped",
         "gone": "removed",
         "empty": "same",
@@ -236,11 +236,12 @@ def test_names_shapes_and_dtypes_that_differ() -> None:
         "empty: equal to the bit (1 tensor)",
         "added: 1 tensor: come",
         "removed: 1 tensor: gone",
-        "retyped: 2 tensors: fc.weight, fc.bias",
+        "reshaped: 1 tensor: fc.weight (3, 2) → (5, 2)",
+        "retyped: 1 tensor, float32 → float16: fc.bias",
     ]
-    assert "retyped: 1 tensor: fc.weight (3x2 float32 → 5x2 float32)" in str(
-        compare(stored({"fc.weight": old["fc.weight"]}), stored({"fc.weight": new["fc.weight"]}))
-    )
+    both = one(torch.zeros(3, 2), torch.zeros(3).half())
+    assert (both.change, both.shape_after, both.dtype_after) == ("reshaped", (3,), "float16")
+    assert Comparison((both,)).verdict == ["reshaped: 1 tensor: a (3, 2) float32 → (3,) float16"]
 
 
 def test_nothing_differs_and_nothing_there() -> None:
@@ -406,6 +407,85 @@ def test_counters_of_an_old_file_do_not_hide_what_happened(net: Net) -> None:
     comparison = compare(stored(before), stored(net.state_dict()))
     assert comparison.verdict[0].startswith("trunk: weights and biases equal to the bit, norm statistics moved (6 of 6")
     assert comparison.verdict[-1] == "added: 3 tensors: trunk.[0-2].1.num_batches_tracked (x3)"
+    assert comparison.verdict[0].endswith("; not compared: 3 added")
+
+
+def test_what_was_not_compared_is_not_said_to_be_equal(net: Net) -> None:
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    halved = {name: t.half() if t.is_floating_point() else t + 1 for name, t in before.items()}
+    comparison = compare(stored(before), stored(halved))
+    assert comparison.verdict[0] == (
+        "trunk: norm counters moved (3 of 3 norm counters by up to 1); not compared: 18 retyped"
+    )
+    assert not any("equal to the bit" in line or "frozen" in line for line in comparison.verdict)
+    unread = compare(stored(before), stored(halved), values=False)
+    assert unread.verdict[0] == (
+        "trunk: alike in shape and dtype, values not compared (3 tensors); not compared: 18 retyped"
+    )
+    assert "equal to the bit" not in str(unread)
+
+
+def test_a_part_of_which_some_is_retyped_is_not_said_to_be_frozen(net: Net) -> None:
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    train(net, eval_trunk=False)
+    after = {n: t.half() if n.endswith("0.weight") else t for n, t in net.state_dict().items()}
+    assert (
+        compare(stored(before), stored(after))
+        .verdict[0]
+        .startswith("trunk: weights and biases that are in both equal to the bit, norm statistics moved (6 of 6")
+    )
+    assert "frozen" not in str(compare(stored(before), stored(after)))
+
+
+def test_what_was_removed_stands_beside_what_is_equal(net: Net) -> None:
+    before = stored(net.state_dict())
+    after = {name: entry for name, entry in before.items() if "running" not in name and "num_batches" not in name}
+    comparison = compare(before, after)
+    assert comparison.verdict[:2] == [
+        "trunk: equal to the bit (12 tensors); not compared: 9 removed",
+        "heads: equal to the bit (4 tensors)",
+    ]
+    table = str(comparison).partition("\n\n")[2]
+    assert [line.split()[:3] for line in table.splitlines()[2:]] == [
+        ["trunk", "norm", "statistics"],
+        ["trunk", "norm", "counters"],
+    ]
+
+
+def test_statistics_alone_that_moved_are_not_laid_to_training(net: Net) -> None:
+    """Recalibration does the same to a file as train mode does."""
+    comparison = after(copy.deepcopy(net), touch(*(n for n in net.state_dict() if "running" in n)))
+    assert comparison.verdict[0].endswith(
+        "by up to 1, 0 of 3 norm counters): nothing was trained, so train mode or recalibration"
+    )
+    # The twin: a head that was replaced has been trained, too.
+    new = {
+        n: torch.cat([t, t]) if n.startswith("heads.a") else t + ("running" in n) for n, t in net.state_dict().items()
+    }
+    assert compare(stored(net.state_dict()), stored(new)).verdict[0].endswith("): frozen by requires_grad alone")
+
+
+def test_nans_have_a_line_and_do_not_hide_how_far_the_rest_moved() -> None:
+    old = {"a.weight": torch.zeros(2, 2), "b.weight": torch.zeros(2, 2), "c.weight": torch.full((2, 2), math.nan)}
+    new = {
+        "a.weight": torch.tensor([[math.nan, math.nan], [0.0, 1.0]]),
+        "b.weight": torch.ones(2, 2) / 2,
+        "c.weight": torch.tensor([[math.nan, 0.0], [math.nan, math.nan]]),
+    }
+    comparison = compare(stored(old), stored(new))
+    assert comparison.verdict == [
+        "NaN: a.weight, 2 values",
+        "NaN before, a number now: c.weight, 1 value",
+        "everything: trained (3 of 3 weights by up to 0.5)",
+    ]
+    assert [(row.nans_gained, row.nans_lost) for row in comparison.rows] == [(2, 0), (0, 0), (0, 1)]
+    complex_ = one(torch.zeros(2, dtype=torch.complex64), torch.tensor([complex(0, math.nan), 1]))
+    assert complex_.nans_gained == 1
+    # Counted over all pieces of a long tensor.
+    long = torch.zeros(2 * _PIECE)
+    holes = long.clone()
+    holes[0] = holes[-1] = math.nan
+    assert one(long, holes).nans_gained == 2
 
 
 def test_the_table_fits_and_names_are_escaped(net: Net) -> None:
@@ -445,9 +525,16 @@ def test_json_says_the_same_and_holds_no_number_that_json_lacks() -> None:
         "mean_abs": "nan",
         "added": 0,
         "removed": 0,
+        "reshaped": 0,
         "retyped": 0,
     } | {"subtree": data["groups"][1]["subtree"]}
-    assert data["verdict"][0].startswith("everything: weights and biases equal to the bit, norm statistics moved")
+    assert data["verdict"] == [
+        "NaN: bn.running_mean, 1 value",
+        (
+            "everything: weights and biases equal to the bit, norm statistics moved "
+            "(2 of 2 norm statistics by up to inf): nothing was trained, so train mode or recalibration"
+        ),
+    ]
 
 
 @given(

@@ -39,6 +39,8 @@ class _Gap:
     max_abs: float | None
     mean_abs: float | None
     elements_changed: int
+    nans_gained: int = 0
+    nans_lost: int = 0
 
 
 def compare(
@@ -99,7 +101,7 @@ def _row(
     if old is None or new is None:
         change = "added" if old is None else "removed"
     elif not is_pair:
-        change = "retyped"
+        change = "retyped" if old.shape == new.shape else "reshaped"
     elif gap is None:
         change = "alike"
     else:
@@ -119,6 +121,8 @@ def _row(
         max_abs=gap.max_abs if gap else None,
         mean_abs=gap.mean_abs if gap else None,
         elements_changed=gap.elements_changed if gap else None,
+        nans_gained=gap.nans_gained if gap else None,
+        nans_lost=gap.nans_lost if gap else None,
     )
 
 
@@ -139,6 +143,7 @@ def _gaps(pairs: Mapping[str, tuple[StoredTensor, StoredTensor]]) -> dict[str, _
 
 def _gap(old: StoredTensor, new: StoredTensor) -> _Gap:
     largest, total, changed = 0.0, 0.0, 0
+    gained, lost = 0, 0
     has_numbers = True
     # Memory that is taken anew for each piece would cost more time than the arithmetic does.
     wide = np.complex128 if old.dtype.is_complex else np.float64
@@ -155,7 +160,12 @@ def _gap(old: StoredTensor, new: StoredTensor) -> _Gap:
         if peak > largest or math.isnan(peak):
             largest = peak
         total += float(distances.sum())
-    return _Gap(largest, total / max(1, old.numel), changed) if has_numbers else _Gap(None, None, changed)
+        if math.isnan(peak):
+            came, went = _nans(one.view(old.dtype), other.view(old.dtype))
+            gained, lost = gained + came, lost + went
+    if not has_numbers:
+        return _Gap(None, None, changed)
+    return _Gap(largest, total / max(1, old.numel), changed, gained, lost)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -186,6 +196,12 @@ def _distances(old: Tensor, new: Tensor, room: Any) -> Any:
             # Infinities of one sign, and NaNs on both sides, are equal although their difference is NaN.
             distances[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0
     return distances
+
+
+def _nans(old: Tensor, new: Tensor) -> tuple[int, int]:
+    """How many elements are NaN in the second alone, and in the first alone."""
+    was, now = np.isnan(_numbers(old)), np.isnan(_numbers(new))
+    return int(np.count_nonzero(now & ~was)), int(np.count_nonzero(was & ~now))
 
 
 def _numbers(values: Tensor) -> Any:

@@ -32,6 +32,9 @@ OTHER = "other"
 _ORDER = (*dict.fromkeys(CLASSES.values()), OTHER)
 _STATISTICS = ("norm statistics", "norm counters")
 _STATES = ("drifted", "untouched", "trained", "unmatched")
+_COMPARED = frozenset({"same", "changed"})
+_PAIRED = _COMPARED | {"alike"}
+_BESIDE = ("added", "removed", "reshaped", "retyped")
 _MOST_ROWS = 40
 _COLUMNS = ["sub-tree", "what", "changed", "of", "max |Δ|", "mean |Δ|", "beside"]
 K = TypeVar("K")
@@ -46,8 +49,8 @@ class Row:
         path: the name.
         module: the path of its module.
         role: what it is for, told from names and shapes: ``weight``, ``bias``, ``norm.mean``, ``parameter`` ...
-        change: ``same`` (equal to the bit), ``changed``, ``added``, ``removed``, ``retyped`` (shape or dtype differ),
-            or ``alike``: shape and dtype agree, and values were not asked for.
+        change: ``same`` (equal to the bit), ``changed``, ``added``, ``removed``, ``reshaped`` (the shape differs),
+            ``retyped`` (the dtype alone differs), or ``alike``: shape and dtype agree, and values were not asked for.
         shape_before: ``None`` where it was added.
         shape_after: ``None`` where it was removed.
         dtype_before: likewise.
@@ -57,6 +60,8 @@ class Row:
             there is nothing to subtract. 0 for ``changed`` is a zero of another sign or a NaN of another payload.
         mean_abs: the mean absolute difference, likewise.
         elements_changed: how many elements are not equal to the bit.
+        nans_gained: how many elements are NaN in the second alone.
+        nans_lost: how many are NaN in the first alone.
     """
 
     path: str
@@ -71,6 +76,8 @@ class Row:
     max_abs: float | None = None
     mean_abs: float | None = None
     elements_changed: int | None = None
+    nans_gained: int | None = None
+    nans_lost: int | None = None
 
     @property
     def role_class(self) -> str:
@@ -85,8 +92,8 @@ class SubTree:
     Attributes:
         title: their paths in one line, ``layer[1-3]``; empty for the root itself.
         paths: their paths.
-        state: ``drifted`` (weights and biases equal to the bit, norm statistics moved), ``untouched``, ``trained``, or
-            ``unmatched``: no tensor of it is in both with one shape and dtype.
+        state: of the tensors that are in both with one shape and dtype: ``drifted`` (norm statistics moved, and nothing
+            else), ``untouched``, ``trained``, or ``unmatched``: there are none.
         rows: of all tensors below.
     """
 
@@ -110,7 +117,8 @@ class Group:
         mean_abs: the largest mean absolute difference of a tensor.
         added: how many are only in the second.
         removed: how many are only in the first.
-        retyped: how many have another shape or dtype.
+        reshaped: how many have another shape.
+        retyped: how many have another dtype alone.
     """
 
     subtree: str
@@ -122,6 +130,7 @@ class Group:
     mean_abs: float | None
     added: int
     removed: int
+    reshaped: int
     retyped: int
 
 
@@ -172,26 +181,28 @@ class Comparison:
 
     @property
     def verdict(self) -> list[str]:
-        """What happened, a line for each kind of fate: statistics that moved in frozen parts come first."""
+        """What happened, a line for each kind of fate: NaNs first, then statistics that moved in frozen parts."""
         if not self:
             alike = "alike in shape and dtype; values were not compared"
             said = alike if any(row.change == "alike" for row in self.rows) else "equal to the bit"
             return [f"all {_count(len(self.rows))} {said}" if self.rows else "no tensors on either side"]
-        lines: list[str] = []
+        lines = _say_nans(self.rows)
         subtrees = self.subtrees()
-        for state, say in (("drifted", _say_drifted), ("untouched", _say_untouched), ("trained", _say_trained)):
-            members = [subtree for subtree in subtrees if subtree.state == state]
-            if members:
+        drifted = partial(_say_drifted, is_cause_known=any(_is_training(row) for row in self.rows))
+        for state, say in (("drifted", drifted), ("untouched", _say_untouched), ("trained", _say_trained)):
+            of_state = [subtree for subtree in subtrees if subtree.state == state]
+            # Parts that were compared whole, and parts that were not, do not vouch for one another.
+            for members in _by(of_state, lambda each: any(row.change in _BESIDE for row in each.rows)).values():
                 whole = len(members) == len(subtrees)
                 paths = [path for subtree in members for path in subtree.paths]
-                where = "everything" if whole else name_some([str(f) for f in fold(paths)], rest="groups(), --json")
-                lines.append(f"{where}: {say([row for subtree in members for row in subtree.rows])}")
-        for change in ("added", "removed", "retyped"):
+                where = "everything" if whole else _folded(paths, rest="groups(), --json")
+                rows = [row for subtree in members for row in subtree.rows]
+                lines.append(f"{where}: {say(rows)}{_say_beside(rows)}")
+        for change in ("added", "removed"):
             rows = [row for row in self.rows if row.change == change]
             if rows:
-                names = name_some([str(f) for f in fold([row.path for row in rows])], rest="moved, --json")
-                lines.append(f"{change}: {_count(len(rows))}: {names}{_types(rows)}")
-        return lines
+                lines.append(f"{change}: {_count(len(rows))}: {_folded([row.path for row in rows])}")
+        return [*lines, *_say_reshaped(self.rows), *_say_retyped(self.rows)]
 
     def to_json(self) -> dict[str, Any]:
         """The rows that differ, the groups and the verdict as JSON-ready values with a schema version."""
@@ -230,18 +241,11 @@ class Comparison:
                 group.total,
                 group.max_abs,
                 group.mean_abs,
-                ", ".join(
-                    f"{count:,} {what}"
-                    for what, count in (
-                        ("added", group.added),
-                        ("removed", group.removed),
-                        ("retyped", group.retyped),
-                    )
-                    if count
-                ),
+                beside,
             ]
             for group in self.groups()
-            if group.state != "untouched"
+            for beside in [_counts({change: getattr(group, change) for change in _BESIDE})]
+            if group.state != "untouched" or beside
         ]
 
 
@@ -256,7 +260,7 @@ class _Fate:
     def __init__(self, rows: Iterable[Row]) -> None:
         self.parameters: set[bool] = set()
         self.statistics: set[bool] = set()
-        common = (row for row in rows if row.change in {"same", "alike", "changed"})
+        common = (row for row in rows if row.change in _PAIRED)
         for members in _by(common, lambda row: row.module).values():
             for of_class, found in _by(members, lambda row: row.role_class in _STATISTICS).items():
                 seen = self.statistics if of_class else self.parameters
@@ -306,7 +310,7 @@ def _token(depth: int, member: tuple[list[str], Row]) -> str | None:
 
 def _group(subtree: SubTree, role_class: str, rows: Sequence[Row]) -> Group:
     changed = [row for row in rows if row.change == "changed"]
-    count = {change: sum(row.change == change for row in rows) for change in ("added", "removed", "retyped")}
+    count = _beside(rows)
     return Group(
         subtree=subtree.title,
         state=subtree.state,
@@ -319,45 +323,101 @@ def _group(subtree: SubTree, role_class: str, rows: Sequence[Row]) -> Group:
     )
 
 
-def _say_drifted(rows: Sequence[Row]) -> str:
-    said = _say_classes([row for row in rows if row.role_class in _STATISTICS], _STATISTICS)
-    if all(row.role_class in _STATISTICS for row in rows):
-        return f"nothing but statistics, which moved: {said}"
-    return f"weights and biases equal to the bit, norm statistics moved ({said}): frozen by requires_grad alone"
+def _say_drifted(rows: Sequence[Row], *, is_cause_known: bool) -> str:
+    moved = {row.role_class for row in rows if row.change == "changed"}
+    what = "norm statistics" if "norm statistics" in moved else "norm counters"
+    figures = _say_classes([row for row in rows if row.role_class in _STATISTICS], _STATISTICS)
+    others = [row for row in rows if row.role_class not in _STATISTICS]
+    if not any(row.change in _COMPARED for row in others):
+        return f"{what} moved ({figures})" if others else f"nothing but statistics, which moved: {figures}"
+    if any(row.change in _BESIDE for row in others):
+        return f"weights and biases that are in both equal to the bit, {what} moved ({figures})"
+    cause = "frozen by requires_grad alone" if is_cause_known else "nothing was trained, so train mode or recalibration"
+    return f"weights and biases equal to the bit, {what} moved ({figures}): {cause}"
+
+
+def _is_training(row: Row) -> bool:
+    """Whether a row shows that something was trained or put in, beyond statistics."""
+    return row.role_class not in _STATISTICS and row.change in {"changed", "added", "reshaped"}
 
 
 def _say_untouched(rows: Sequence[Row]) -> str:
-    return f"equal to the bit ({_count(sum(row.change in {'same', 'alike'} for row in rows))})"
+    compared, alike = (sum(row.change == change for row in rows) for change in ("same", "alike"))
+    if alike:
+        return f"alike in shape and dtype, values not compared ({_count(alike)})"
+    return f"equal to the bit ({_count(compared)})"
 
 
 def _say_trained(rows: Sequence[Row]) -> str:
     return f"trained ({_say_classes(rows, _ORDER)})"
 
 
+def _say_beside(rows: Sequence[Row]) -> str:
+    said = _counts(_beside(rows))
+    return f"; not compared: {said}" if said else ""
+
+
 def _say_classes(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    by_class = _by((row for row in rows if row.change in {"same", "changed"}), lambda row: row.role_class)
+    by_class = _by((row for row in rows if row.change in _COMPARED), lambda row: row.role_class)
     said: list[str] = []
     for role_class in classes:
         members = by_class.get(role_class, [])
         changed = [row for row in members if row.change == "changed"]
         if members:
-            size = largest(row.max_abs for row in changed)
+            # NaNs have a line of their own, and would hide how far the others moved.
+            size = largest(row.max_abs for row in changed if row.max_abs is None or not math.isnan(row.max_abs))
             by = "" if size is None else f" by up to {size:.3g}"
             said.append(f"{len(changed):,} of {len(members):,} {role_class}{by}")
     return ", ".join(said)
 
 
-def _types(rows: Sequence[Row]) -> str:
-    """From what to what, where all of the rows agree on it."""
-    both = {(row.shape_before, row.dtype_before, row.shape_after, row.dtype_after) for row in rows}
-    if rows[0].change != "retyped" or len(both) > 1:
-        return ""
-    first = rows[0]
-    before, after = (
-        f"{'x'.join(map(str, shape or ())) or 'scalar'} {dtype}"
-        for shape, dtype in ((first.shape_before, first.dtype_before), (first.shape_after, first.dtype_after))
-    )
-    return f" ({before} → {after})"
+def _say_nans(rows: Sequence[Row]) -> list[str]:
+    """Lines for the NaNs that came and those that went."""
+    lines: list[str] = []
+    for title, count in (("NaN", lambda row: row.nans_gained), ("NaN before, a number now", lambda row: row.nans_lost)):
+        found = [(row.path, count(row)) for row in rows if count(row)]
+        if found:
+            total = sum(number for _, number in found)
+            lines.append(f"{title}: {_folded([path for path, _ in found])}, {total:,} value{'s' * (total != 1)}")
+    return lines
+
+
+def _say_reshaped(rows: Sequence[Row]) -> list[str]:
+    found = _by((row for row in rows if row.change == "reshaped"), lambda row: (_kind(row, 0), _kind(row, 1)))
+    named = [
+        f"{folded} {before} → {after}"
+        for (before, after), members in found.items()
+        for folded in fold([row.path for row in members])
+    ]
+    count = _count(sum(map(len, found.values())))
+    return [f"reshaped: {count}: {name_some(named, rest='moved, --json')}"] if named else []
+
+
+def _say_retyped(rows: Sequence[Row]) -> list[str]:
+    found = _by((row for row in rows if row.change == "retyped"), lambda row: (row.dtype_before, row.dtype_after))
+    return [
+        f"retyped: {_count(len(members))}, {before} → {after}: {_folded([row.path for row in members])}"
+        for (before, after), members in found.items()
+    ]
+
+
+def _kind(row: Row, side: int) -> str:
+    """The shape before or after; with the dtype, where that differs too."""
+    shape = (row.shape_before, row.shape_after)[side] or ()
+    dtype = (row.dtype_before, row.dtype_after)[side]
+    return f"{shape}" if row.dtype_before == row.dtype_after else f"{shape} {dtype}"
+
+
+def _folded(paths: Sequence[str], rest: str = "moved, --json") -> str:
+    return name_some([str(each) for each in fold(paths)], rest=rest)
+
+
+def _beside(rows: Sequence[Row]) -> dict[str, int]:
+    return {change: sum(row.change == change for row in rows) for change in _BESIDE}
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
 def _count(tensors: int) -> str:
