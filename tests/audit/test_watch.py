@@ -493,3 +493,15 @@ def test_a_step_inside_of_a_step_is_one_step_also_after_one_that_raised():
     assert seen.missed == []
     assert len(seen.steps) == 2
     assert [step.backwards for step in seen.steps] == [1, 2]
+
+
+def test_the_repr_of_what_was_seen_is_a_line() -> None:
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with fl.watch(net, optimizer) as seen:
+        for _ in range(3):
+            net(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert repr(seen).startswith("seen of net (Linear); optimizers: 1, steps: 3, events: ")
+    assert repr(seen).endswith("; finished")
+    assert len(repr(seen)) < 120

@@ -434,3 +434,10 @@ def test_names_from_a_file_cannot_play_with_the_terminal_or_the_page():
         assert "\\x1b[31m" in text
     assert "<script>" not in plan._repr_html_()
     assert "&lt;script&gt;" in plan._repr_html_()
+
+
+def test_the_repr_of_a_plan_is_its_first_line(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    torch.save(model.state_dict(), tmp_path / "linear.pth")
+    planned = plan_load(model, tmp_path / "linear.pth")
+    assert repr(planned) == str(planned).splitlines()[0] == "linear.pth -> Linear: 2 of 2 tensors"

@@ -222,3 +222,12 @@ def test_the_rest_runs_through_a_wrapper() -> None:
 def test_rows_have_to_be_some() -> None:
     with pytest.raises(FastError, match="rows=0"):
         prefix_of(held_images(), IMAGES, rows=0)
+
+
+def test_the_reprs_are_a_line():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    fl.freeze(model, "0")
+    planned = plan(model, torch.ones(2, 4))
+    assert repr(planned) == str(planned).splitlines()[0]
+    expected = "frozen prefix of Sequential up to 1 (3,) float32; plain, 4 rows at a time"
+    assert repr(planned.prefix(rows=4)) == expected

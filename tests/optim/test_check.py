@@ -382,3 +382,9 @@ def test_a_group_that_came_after_the_scheduler_is_late(kind: str) -> None:
     assert check_groups(model, optimizer).right  # without it, nothing tells
     other = torch.optim.SGD(model.parameters(), lr=0.1)
     assert check_groups(model, other, scheduler=scheduler).of("late") == ["(scheduler)"]
+
+
+def test_its_repr_is_its_first_line():
+    model = nn.Linear(2, 1).requires_grad_(False)
+    found = check_groups(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert repr(found) == "2 parameters are in exactly one group" == str(found).splitlines()[0]

@@ -442,3 +442,9 @@ def test_a_naive_list_holds_a_tied_tensor_twice():
     naive = [{"params": list(part.parameters())} for part in model.children()]
     with pytest.raises((ValueError, Warning), match=r"some parameters appear in more than one parameter group"):
         torch.optim.SGD(naive, lr=0.1)
+
+
+def test_its_repr_is_a_line_without_tensors():
+    groups = param_groups(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), 0.1)
+    assert repr(groups) == str(groups).splitlines()[-1]
+    assert "tensor(" not in repr(groups)

@@ -476,6 +476,11 @@ class Seen:
     walks: list[Walk] = field(default_factory=list[Walk])
     _kinds: tuple[tuple[int, int], dict[type[Event], list[Any]]] = field(default=((0, -1), {}), init=False, repr=False)
 
+    def __repr__(self) -> str:
+        models = ", ".join(f"{model.name} ({model.type})" for model in self.models)
+        counts = f"optimizers: {len(self.optimizers)}, steps: {len(self.steps)}, events: {len(self.events)}"
+        return f"seen of {models or 'no model'}; {counts}; {self.ended}"
+
     @property
     def steps(self) -> list[Step]:
         """The steps of all optimizers, in order."""

@@ -207,6 +207,9 @@ class LoadPlan:
             "rows": [row.to_dict() for row in self.rows],
         }
 
+    def __repr__(self) -> str:
+        return self._headline()
+
     def __str__(self) -> str:
         lines = [self._headline(), *(f"  {choice}" for choice in self.source.choices())]
         for heading, rows in self._groups():

@@ -64,6 +64,12 @@ class Prefix:
         self._entries = self._digests()
         self._probe: str | None = None
 
+    def __repr__(self) -> str:
+        places = ", ".join(map(str, self.places))
+        return (
+            f"frozen prefix of {type(self._root).__name__} up to {places}; {self.variant}, {self.rows} rows at a time"
+        )
+
     @property
     def places(self) -> tuple[Place, ...]:
         """What it gives, in order."""

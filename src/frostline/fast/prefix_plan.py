@@ -73,6 +73,9 @@ class PrefixPlan:
             "savings": [asdict(row) for row in self.savings],
         }
 
+    def __repr__(self) -> str:
+        return self._head().partition("\n")[0]
+
     def __str__(self) -> str:
         return "\n".join([self._head(), *([text_table(_COLUMNS, self._rows())] if self.savings else [])])
 

@@ -82,6 +82,9 @@ class GroupCheck:
         rows = [asdict(row) for row in self.rows]
         return {"schema_version": SCHEMA_VERSION, "right": self.right, "parameters": self.parameters, "rows": rows}
 
+    def __repr__(self) -> str:
+        return str(self).partition("\n")[0]
+
     def __str__(self) -> str:
         said = f"{self.parameters} parameters are in exactly one group"
         if not self.rows:

@@ -46,10 +46,12 @@ class ParamGroups(list[dict[str, Any]]):
         ]
         return {"schema_version": SCHEMA_VERSION, "told_by": self.depths.told_by, "groups": rows}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         tensors = sum(len(group["params"]) for group in self)
-        said = f"{len(self)} groups, {tensors} tensors, depth by {self.depths.told_by}"
-        return f"{text_table(_COLUMNS, self._rows(), width=100)}\n{said}"
+        return f"{len(self)} groups, {tensors} tensors, depth by {self.depths.told_by}"
+
+    def __str__(self) -> str:
+        return f"{text_table(_COLUMNS, self._rows(), width=100)}\n{self!r}"
 
     def _repr_html_(self) -> str:
         return html_table(_COLUMNS, self._rows(), caption=f"depth by {self.depths.told_by}")
