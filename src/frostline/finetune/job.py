@@ -462,11 +462,13 @@ def _how_measured(accelerator: Any) -> str:
 
 
 def _settings(config: FinetuneConfig, accelerator: Any) -> tuple[tuple[str, str], ...]:
+    several = accelerator.num_processes > 1
+    shared = f" over {accelerator.num_processes} processes" if several else ""
     return (
         *((("naive loop", "requires_grad=False on what should stay, and model.train()"),) * config.compares_with_naive),
         ("epochs a phase", str(config.epochs)),
         ("optimizer", f"AdamW, learning rate {config.lr:g}"),
-        ("batch size", f"{config.batch_size} over {accelerator.num_processes} process(es)"),
+        ("batch size", f"{config.batch_size}{shared}"),
         ("seed", str(config.seed)),
         ("device", str(accelerator.device)),
         ("torch", torch.__version__),
