@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from frostline.checkpoint import inspect, open_checkpoint, plan_load
@@ -70,6 +71,21 @@ def test_tied_bytes_count_once(tmp_path: Path):
         found = inspect(open_checkpoint(source))
         assert (found.tensors, found.elements, found.tied, found.bytes) == (4, 160, 2, 320)
         assert "2 names stand for a tensor that has another name too" in str(found)
+
+
+def test_shards_are_counted_without_their_index(tmp_path: Path):
+    for number, name in enumerate(("a", "b")):
+        save_file({name: torch.ones(1)}, tmp_path / f"{number}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "0.safetensors", "b": "1.safetensors"}}))
+    found = inspect(index)
+    assert (found.files, found.shards) == (3, 2)
+    assert str(found).splitlines()[0] == (
+        "model.safetensors.index.json: sharded safetensors in 2 shards, 2 tensors, 2 elements, 8 B"
+    )
+    alone = inspect(tmp_path / "0.safetensors")
+    assert (alone.files, alone.shards) == (1, 0)
+    assert "shard" not in str(alone)
 
 
 def test_no_value_is_read():

@@ -11,9 +11,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from frostline.checkpoint import open_checkpoint
+from frostline.checkpoint import compare, open_checkpoint, verify
 from frostline.checkpoint.opened import Checkpoint
 from frostline.errors import CheckpointError
+from frostline.runs.tensor_file import serialize
+from frostline.runs.training_state import pack
 
 TENSORS = {"conv.weight": torch.arange(6.0).reshape(2, 3), "bn.count": torch.tensor(7)}
 
@@ -66,6 +68,37 @@ def test_values_are_those_of_when_they_are_asked_for():
     found = open_checkpoint(state)
     state["a"].zero_()
     assert torch.equal(found.tensors["a"].read(), torch.zeros(2))
+
+
+def test_the_model_of_a_checkpoint_of_a_run_is_what_is_read(tmp_path: Path):
+    tensors = {"model/fc.bias": torch.ones(2), "model/bn.count": torch.tensor(7), "optimizer/0/step": torch.ones(1)}
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file(tensors, path, {"frostline.digest": "0"})
+    for take in (None, "model"):
+        found = open_checkpoint(path, take=take)
+        assert set(found.tensors) == {"fc.bias", "bn.count"}
+        assert found.choices() == ["container 'model'"]
+    assert set(open_checkpoint(path, take="optimizer").tensors) == {"0/step"}
+    assert set(open_checkpoint(path, take="model.fc").tensors) == {"bias"}
+    # The twin: a file of another making, whose names happen to begin so, or one of ours with any other name.
+    for others, metadata in (({}, {"by": "hand"}), ({"fc.bias": torch.ones(1)}, {"frostline.digest": "0"})):
+        safetensors.torch.save_file(tensors | others, path, metadata)
+        found = open_checkpoint(path)
+        assert (set(found.tensors), found.container) == ({*tensors, *others}, ())
+
+
+def test_a_run_can_be_compared_with_its_own_checkpoints(tmp_path: Path):
+    """What a run writes by the way and at its end, whatever writes it."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    tensors, metadata = pack(model, optimizer)
+    (tmp_path / "during.safetensors").write_bytes(serialize(tensors, metadata))
+    (tmp_path / "end.safetensors").write_bytes(serialize(model.state_dict(), {"format": "pt"}))
+    during, end = (open_checkpoint(tmp_path / f"{name}.safetensors") for name in ("during", "end"))
+    assert str(compare(during.tensors, end.tensors)) == "all 7 tensors equal to the bit"
+    assert verify(during.path or "", end.path or "").holds
 
 
 def test_safetensors_have_no_containers(tmp_path: Path):

@@ -48,7 +48,8 @@ class Inspection:
     Attributes:
         title: what it is called.
         format: of the file.
-        files: how many files it has.
+        files: how many files it has; an index is one of them.
+        shards: over how many its tensors are spread; 0 where it is a single file.
         choices: what was unwrapped, stripped and taken, in words.
         beside: names in the same dictionary whose values are no tensors.
         parts: by the first token of the names.
@@ -64,6 +65,7 @@ class Inspection:
     title: str
     format: str
     files: int
+    shards: int
     choices: tuple[str, ...]
     beside: tuple[str, ...]
     parts: tuple[Part, ...]
@@ -80,8 +82,8 @@ class Inspection:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
     def __str__(self) -> str:
-        files = f" in {self.files} files" if self.files > 1 else ""
-        lines = [f"{self.title}: {self.format}{files}, {self._totals()}", *(f"  {each}" for each in self.choices)]
+        shards = f" in {self.shards} shard{'s' * (self.shards > 1)}" if self.shards else ""
+        lines = [f"{self.title}: {self.format}{shards}, {self._totals()}", *(f"  {each}" for each in self.choices)]
         if self.norms:
             lines.append(
                 f"  {self.norms} norm layers with running statistics, {self.counters} with num_batches_tracked"
@@ -138,6 +140,7 @@ def inspect(checkpoint: Checkpoint | Source) -> Inspection:
         title=checkpoint.title,
         format=checkpoint.format,
         files=len(checkpoint.files),
+        shards=checkpoint.shards,
         choices=tuple(checkpoint.choices()),
         beside=checkpoint.beside,
         parts=tuple(_part(path, members, checkpoint, norms[path]) for path, members in parts.items()),

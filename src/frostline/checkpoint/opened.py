@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from frostline.checkpoint.container import FLAT_SHARD, strip_wrappers, unwrap
 from frostline.checkpoint.readers.contents import Contents
 from frostline.checkpoint.readers.open_file import read_contents
+from frostline.checkpoint.run_parts import run_parts
 from frostline.checkpoint.stored import StoredTensor, in_memory
 from frostline.errors import CheckpointError, name_some, printable
 from frostline.state.inventory import inventory
@@ -42,6 +43,7 @@ class Checkpoint:
         beside: names in the same dictionary whose values are no tensors.
         metadata: the texts that a safetensors header carries.
         files: every file that belongs to it.
+        shards: over how many of them its tensors are spread; 0 where it is a single file.
         opaque: types whose values were left as inert data.
     """
 
@@ -59,6 +61,7 @@ class Checkpoint:
     metadata: Mapping[str, str]
     files: tuple[Path, ...]
     opaque: tuple[str, ...]
+    shards: int = 0
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -128,9 +131,11 @@ def open_checkpoint(
         contents = read_contents(path, allow_pickle=allow_pickle)
         title = path.name or str(path)
     where = str(path) if path is not None else title
-    # Safetensors have no containers: a tensor of a name such as "ema" is just that.
+    # Safetensors have no containers: a tensor of a name such as "ema" is just that. Those of our own runs have two.
     if "safetensors" in contents.format or isinstance(source, nn.Module):
-        root, container, rest = cast("Mapping[str, object]", contents.root), (), take or ""
+        flat_root = cast("Mapping[str, object]", contents.root)
+        parts = run_parts(flat_root, contents.metadata)
+        root, container, rest = unwrap(parts, where, take or "") if parts else (flat_root, (), take or "")
     else:
         root, container, rest = unwrap(contents.root, where, take or "")
     named = {str(name): value for name, value in root.items() if isinstance(value, StoredTensor)}
@@ -159,6 +164,7 @@ def open_checkpoint(
         metadata=contents.metadata,
         files=contents.files,
         opaque=contents.opaque,
+        shards=contents.shards,
     )
 
 

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from frostline.checkpoint.run_parts import MODEL, OPTIMIZER
 from frostline.errors import CorruptCheckpoint, name_some
 from frostline.state.inventory import inventory
-
-MODEL = "model/"
-OPTIMIZER = "optimizer/"
 
 
 def pack(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -20,6 +20,7 @@ class Contents:
         versions: what ``state_dict()._metadata`` said: module path to version, by the path of its container.
         opaque: names of harmless types whose values were left as inert data, such as ``argparse.Namespace``.
         files: every file that belongs to it.
+        shards: over how many of them its tensors are spread; 0 where it is a single file.
     """
 
     format: str
@@ -28,3 +29,4 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     versions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
     opaque: tuple[str, ...] = ()
+    shards: int = 0

@@ -82,7 +82,8 @@ def read_distributed(folder: Path) -> Contents:
         except Damaged as error:
             raise cut_short(source.path, source.size, f"{error}, at {name}") from error
     opaque = (NO_TENSOR,) if closed else ()
-    return Contents(FORMAT, root, (source.path, *(each.path for each in files.values())), metadata, {}, opaque)
+    paths = (source.path, *(each.path for each in files.values()))
+    return Contents(FORMAT, root, paths, metadata, {}, opaque, shards=len(files))
 
 
 def _files(folder: Path, index: Index) -> dict[str, SourceFile]:

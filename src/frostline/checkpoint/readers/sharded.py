@@ -123,7 +123,7 @@ def join_shards(shards: ShardSet, read: Callable[[Path], Contents]) -> Contents:
         tensors = {name: tensors[name] for name in shards.assigned}
     kind = f"sharded {kinds.pop()}" if len(kinds) == 1 else "sharded"
     files = shards.shards if shards.index is None else (shards.index, *shards.shards)
-    return Contents(kind, tensors, files, metadata, {"": versions} if versions else {})
+    return Contents(kind, tensors, files, metadata, {"": versions} if versions else {}, shards=len(shards.shards))
 
 
 def missing(where: Path, shards: list[Path], of: int) -> CheckpointError:
