@@ -78,14 +78,14 @@ def frozen_in_train_mode(view: FileView) -> Iterator[FrozenInTrainMode]:
     if _KEEPS_STATISTICS.search(view.source.text) or _ADAPTS.search(view.source.text):
         return
     flows = [flow for flow in view.flows if any(_freezes(event) for event in flow.events)]
-    if not flows or _somebody_keeps_mode(view):
+    if not flows or somebody_keeps_mode(view):
         return
     book = LayerBook(view)
     for flow in flows:
         yield from _InFlow(view, flow, book).found()
 
 
-def _somebody_keeps_mode(view: FileView) -> bool:
+def somebody_keeps_mode(view: FileView) -> bool:
     """Whether a function that is none of the files' is called by a name that says it looks after modes."""
     for call in view.nodes(ast.Call):
         function = call.func

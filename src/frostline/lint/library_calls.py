@@ -10,7 +10,7 @@ from frostline.lint.call import truth
 from frostline.lint.frame import Frame
 from frostline.lint.parameter_lists import UNKNOWN, is_list, joined
 from frostline.lint.scopes import Function
-from frostline.lint.torch_names import CLIPS, METRICS, SAVERS, WRAPPERS
+from frostline.lint.torch_names import CLIPS, HOLDS, METRICS, SAVERS, WRAPPERS
 from frostline.lint.values import MODULES, PARAMETERS, Value
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class LibraryCalls:
             if first is None:
                 return None
             return replace(first, path="", copy_of=first.path or self._expressions.path(node.args[0], frame))
-        if cls in {"frostline.freeze", "frostline.frozen", "frostline.freezing.freeze", "frostline.freezing.frozen"}:
+        if cls in HOLDS:
             frame.emit("hold", first.path if first is not None else "", node)
             return None
         if cls == "collections.OrderedDict":

@@ -100,6 +100,9 @@ MODULE_FACTORIES = (
 )
 """Functions whose result is a module, by the beginning of their names."""
 
+HOLDS = frozenset({"frostline.freeze", "frostline.frozen", "frostline.freezing.freeze", "frostline.freezing.frozen"})
+"""What holds parts of a model, with their mode."""
+
 WRAPPERS = {
     "torch.nn.parallel.DistributedDataParallel": "ddp",
     "apex.parallel.DistributedDataParallel": "ddp",

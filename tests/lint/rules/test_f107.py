@@ -627,3 +627,23 @@ def test_no_fix_where_eval_would_reach_the_new_head_or_nothing_calls_train(name,
 def test_the_planted_loop_is_found_and_its_twin_is_not(find):
     text = Path(__file__).parents[3].joinpath("benchmarks/planted_loops/f107.py").read_text()
     assert [each.finding.line for each in find(text, CODE)] == [20]
+
+
+def test_the_remedy_is_code_as_the_user_would_write_it(find):
+    text = """
+    import torch, torchvision
+    def train(model, loader, optimizer):
+        model.train()
+        for x, y in loader:
+            criterion(model(x), y).backward()
+            optimizer.step()
+    def main():
+        model = torchvision.models.resnet18()
+        for name, p in model.named_parameters():
+            if not name.startswith("fc"):
+                p.requires_grad = False
+        optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.1)
+        train(model, loader, optimizer)
+    """
+    (found,) = find(text, CODE)
+    assert found.finding.remedy.endswith("or frostline.freeze(model, ...)")

@@ -18,7 +18,42 @@ for x, y in loader:
     loss.backward()
     optimizer.step()
 """
+MODULE = """
+import frostline, torch, torchvision
+from torch import nn
+class Distilled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.teacher = torchvision.models.resnet50()
+        self.student = torchvision.models.resnet18()
+    def training_step(self, x):
+        with torch.no_grad():
+            target = self.teacher(x)
+        return distance(self.student(x), target)
+class Trainer:
+    def fit(self, module, loader):
+        optimizer = torch.optim.Adam(module.student.parameters())
+        for x in loader:
+            module.train()
+            loss = module.training_step(x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+m = Distilled()
+Trainer().fit(m, loader)
+"""
+MADE = "self.teacher = torchvision.models.resnet50()"
+FOUND = MODULE.replace("self.teacher(x)", "self.teacher(x)  # <- M208")
 TRUE = {
+    "part of a module that is put into train mode": FOUND,
+    "eval() where it is made is undone": FOUND.replace(MADE, f"{MADE}\n        self.teacher.eval()"),
+    "another part is held": FOUND.replace("m = Distilled()", 'm = Distilled()\nfrostline.freeze(m, "student")'),
+    "held without its mode": FOUND.replace(
+        "m = Distilled()", 'm = Distilled()\nfrostline.freeze(m, "teacher", level="grad")'
+    ),
+    "another model is held": SCRIPT.replace("for x, y", "frostline.freeze(other)\nfor x, y").replace(
+        "teacher(x)", "teacher(x)  # <- M208"
+    ),
     "script": SCRIPT.replace("teacher(x)", "teacher(x)  # <- M208"),
     "detached": SCRIPT.replace("target = teacher(x)", "target = teacher(x).detach()  # <- M208").replace(
         "with torch.no_grad():", "if True:"
@@ -83,6 +118,38 @@ TRUE = {
         """,
 }
 SILENT = {
+    "held by its name": MODULE.replace("m = Distilled()", 'm = Distilled()\nfrostline.freeze(m, "teacher")'),
+    "held by a pattern": MODULE.replace("m = Distilled()", 'm = Distilled()\nfrostline.freeze(m, "teacher.*")'),
+    "held by a selector that is not told": MODULE.replace(
+        "m = Distilled()", "m = Distilled()\nfrostline.freeze(m, part)"
+    ),
+    "held where it is made": MODULE.replace(MADE, f"{MADE}\n        frostline.freeze(self.teacher)"),
+    "held in a script": SCRIPT.replace("for x, y", "import frostline\nfrostline.freeze(teacher)\nfor x, y"),
+    "held in a block": SCRIPT.replace(
+        "for x, y", "from frostline import frozen\nwith frozen(teacher):\n  for x, y"
+    ).replace("\n    ", "\n      "),
+    "eval() after every train()": MODULE.replace("module.train()", "module.train(); module.teacher.eval()"),
+    "eval() and nothing calls train()": MODULE.replace(MADE, f"{MADE}\n        self.teacher.eval()").replace(
+        "module.train()", "pass"
+    ),
+    "eval() and train() is overridden": MODULE.replace(MADE, f"{MADE}\n        self.teacher.eval()").replace(
+        "    def training_step",
+        "    def train(self, mode=True):\n        super().train(mode)\n        self.teacher.eval()\n"
+        "    def training_step",
+    ),
+    "eval() and a function that nobody knows sees to modes": "from modes import set_bn_eval\n"
+    + MODULE.replace(MADE, f"{MADE}\n        self.teacher.eval()").replace(
+        "module.train()", "module.train(); set_bn_eval(module)"
+    ),
+    "eval() and only the other part is put into train mode": MODULE.replace(
+        MADE, f"{MADE}\n        self.teacher.eval()"
+    ).replace("module.train()", "module.student.train()"),
+    "eval() in the pass itself": MODULE.replace(
+        "        with torch.no_grad():\n            target",
+        "        self.teacher.eval()\n        with torch.no_grad():\n            target",
+    ),
+    "eval() in a Lightning module": "import lightning as L\n"
+    + MODULE.replace(MADE, f"{MADE}\n        self.teacher.eval()").replace("nn.Module", "L.LightningModule"),
     "twin": SCRIPT.replace("for x, y", "teacher.eval()\nfor x, y"),
     "chained": SCRIPT.replace("resnet50()", "resnet50().eval()"),
     "given by the caller": """
@@ -161,3 +228,17 @@ def test_one_that_follows_another_is_an_info(find):
 def test_the_fix_calls_eval_where_it_is_made_and_is_unsafe(fixed):
     assert fixed(SCRIPT, CODE) == SCRIPT
     assert fixed(SCRIPT, CODE, unsafe=True) == SCRIPT.replace("resnet50()\n", "resnet50()\nteacher.eval()\n")
+
+
+def test_the_fix_for_a_part_of_a_module_survives_train(find):
+    remedy = (
+        "frostline.freeze(self.teacher) where it is made: it stays in eval mode, whoever calls train(); or a train() "
+        "of the class that calls self.teacher.eval() after super().train(mode)"
+    )
+    (found,) = find(MODULE, CODE)
+    assert found.finding.remedy == remedy
+    (found,) = find(TRUE["eval() where it is made is undone"], CODE)
+    assert found.finding.remedy == remedy
+    assert found.finding.evidence.startswith(
+        "line 8 puts it into eval mode\nline 18 calls train() on the module that it is a part of, which undoes that"
+    )

@@ -35,6 +35,9 @@ def _violation(view: FileView, found: FrozenInTrainMode) -> Violation:
     remedy = f"{part}.eval() after every train()"
     if not edit and not found.is_all and train is not None and train.path == found.part:
         remedy = f"call eval() on each normalization layer of {part} after every train()"
+    # Of a whole model there may be a head that trains: which parts are meant is not told here.
+    reached = train is not None and train.path != found.part and "." in part
+    hold = f"frostline.freeze({part})" if reached else f"frostline.freeze({part.partition('.')[0]}, ...)"
     where = "train mode"
     if train is not None:
         where = f"train() at line {train.line}" if train.what == "mode" else f"the trainer of line {train.line}"
@@ -43,9 +46,7 @@ def _violation(view: FileView, found: FrozenInTrainMode) -> Violation:
         f"{part} is frozen but in train mode: {where} lets "
         f"{'its normalization statistics' if found.layers.norms else 'normalization statistics in it'} move",
         evidence=tuple(evidence),
-        remedy=f"{remedy}, or frostline.freeze({found.part.partition('.')[0]}, ...)"
-        if not edit
-        else f"{remedy}, or frostline.freeze",
+        remedy=f"{remedy}, or {hold}" if not edit else f"{remedy}, or frostline.freeze",
         severity=Severity.ERROR if found.is_sure else Severity.WARNING,
         edits=edit,
         safety=Safety.UNSAFE if edit else Safety.MANUAL,
