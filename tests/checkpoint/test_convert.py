@@ -259,6 +259,17 @@ def test_another_checkpoint_is_refused_by_its_hash(planned: tuple[Path, Path, di
     refused(path, plan, r"plan\.json was made for another checkpoint than small\.pt\n  differing: small\.pt")
 
 
+def test_what_is_read_is_not_replaced(planned: tuple[Path, Path, dict[str, Any]]):
+    path, plan, _ = planned
+    for out in (path, plan):
+        before = out.read_bytes()
+        with pytest.raises(CheckpointError, match="is what is read"):
+            convert(path, plan, out)
+        assert out.read_bytes() == before
+    out = path.with_name("other.safetensors")
+    assert convert(path, plan, out) == convert(path, plan, out)  # another file is replaced, as it says
+
+
 def test_incomplete_plans_are_refused(small: Small, tmp_path: Path):
     model, path, arguments = small
     plan = plan_load(model, path, **{**arguments, "keep": ()})

@@ -206,3 +206,56 @@ def test_what_cannot_be_written_is_said(command: Any, net: nn.Module, factory: s
     command("plan", "a.pth", "--model", f"{factory}:Net", "-o", "plan.json")
     done = command("convert", "a.pth", "plan.json", "nowhere/b.safetensors")
     refused(done, 2, "nowhere/b.safetensors cannot be written: No such file or directory")
+
+
+def test_convert_replaces_nothing_unless_told_to(command: Any, net: nn.Module, factory: str):
+    command("plan", "a.pth", "--model", f"{factory}:Net", "-o", "plan.json")
+    before = Path("a.pth").read_bytes()
+    refused(command("convert", "a.pth", "plan.json", "a.pth", "--force"), 2, "that is what is read", "another name")
+    Path("c.safetensors").hardlink_to("a.pth")
+    refused(command("convert", "a.pth", "plan.json", "c.safetensors", "--force"), 2, "that is what is read")
+    refused(command("convert", "a.pth", "plan.json", "plan.json", "--force"), 2, "that is what is read")
+    assert Path("a.pth").read_bytes() == before
+    refused(command("convert", "a.pth", "plan.json", "b.pth"), 2, "its name should say so", "fix: b.safetensors")
+    assert command("convert", "a.pth", "plan.json", "b.safetensors").code == 0
+    Path("b.safetensors").write_bytes(b"mine")
+    refused(command("convert", "a.pth", "plan.json", "b.safetensors"), 2, "it exists already", "or --force")
+    assert Path("b.safetensors").read_bytes() == b"mine"
+    assert command("convert", "a.pth", "plan.json", "b.safetensors", "--force").code == 0
+    assert command("verify", "a.pth", "b.safetensors").code == 0
+    assert command("convert", "a.pth", "plan.json", "step-0", "--to", "distributed").code == 0
+
+
+def test_arguments_in_another_order_are_told_and_lead_to_no_loss(command: Any, net: nn.Module, factory: str):
+    command("plan", "a.pth", "--model", f"{factory}:Net", "-o", "plan.json")
+    right = "fix: frostline convert a.pth plan.json b.safetensors\n"
+    for given in (("plan.json", "a.pth", "b.safetensors"), ("a.pth", "b.safetensors", "plan.json")):
+        refused(command("convert", *given), 2, "the arguments are CHECKPOINT PLAN OUT", right)
+    done = command("convert", "a.pth", "a.pth", "b.safetensors")
+    refused(done, 2, "the plan a.pth cannot be read", "-o FILE")
+    assert "-o a.pth" not in done.err
+
+
+def test_plan_replaces_plans_alone(command: Any, net: nn.Module, factory: str):
+    job = ["plan", "a.pth", "--model", f"{factory}:Net", "-o"]
+    before = Path("a.pth").read_bytes()
+    refused(command(*job, "a.pth"), 2, "-o a.pth: it exists already, and is no plan", "fix: another name")
+    assert Path("a.pth").read_bytes() == before
+    Path("notes.json").write_text('{"mine": 1}')
+    refused(command(*job, "notes.json"), 2, "is no plan")
+    Path("empty").touch()
+    for name in ("empty", "plan.json", "plan.json"):
+        assert command(*job, name).code == 0
+
+
+def test_a_trusted_pickle_from_plan_to_verify(command: Any, net: nn.Module, factory: str):
+    torch.save(net, "whole.pth")
+    job = ["plan", "whole.pth", "--model", f"{factory}:Net", "-o", "plan.json"]
+    refused(command(*job), 3, "wants to import and call code")
+    assert command(*job, "--allow-pickle").code == 0
+    convert = ["convert", "whole.pth", "plan.json", "b.safetensors"]
+    refused(command(*convert), 3, "wants to import and call code")
+    assert command(*convert, "--allow-pickle").code == 0
+    refused(command("verify", "whole.pth", "b.safetensors"), 3, "wants to import and call code")
+    done = command("verify", "whole.pth", "b.safetensors", "--allow-pickle")
+    assert (done.code, done.out) == (0, "holds: 11 equal, by the plan in its header\n")

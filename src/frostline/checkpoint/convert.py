@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -61,6 +62,7 @@ def convert(
     out: str | os.PathLike[str],
     *,
     to: Form = "safetensors",
+    allow_pickle: bool = False,
 ) -> int:
     """Do to a checkpoint what a plan on paper says, without the model.
 
@@ -70,17 +72,23 @@ def convert(
         out: the file or folder to write, whole or not at all.
         to: a ``"safetensors"`` file, or ``"distributed"``: a folder of ``torch.distributed.checkpoint``, which does not
             exist yet or is empty.
+        allow_pickle: run whatever code the checkpoint brings. Only for files that you trust as you trust a program.
 
     Returns:
         How many tensors were written.
 
     Raises:
-        CheckpointError: the plan is no plan, is incomplete, or is for another checkpoint.
+        CheckpointError: the plan is no plan, is incomplete, or is for another checkpoint; or ``out`` is the plan or a
+            file of the checkpoint itself.
+        UnsafeCheckpoint: the checkpoint wants to run code, and ``allow_pickle`` does not let it.
     """
     told = read_plan(plan)
     if not (told.complete and any(row.is_loaded for row in told.rows)) or any(row.is_in_the_way for row in told.rows):
         raise CheckpointError(f"{plan} is an incomplete plan\n  fix: frostline plan says what is in the way")
-    checkpoint = open_checkpoint(source, take=told.take, keep=WRAPPER_TOKENS - set(told.stripped))
+    checkpoint = open_checkpoint(
+        source, take=told.take, keep=WRAPPER_TOKENS - set(told.stripped), allow_pickle=allow_pickle
+    )
+    _check_apart(out, (*checkpoint.files, Path(plan)))
     check_same_files(told, checkpoint, str(plan))
     unsaid = left_unsaid(told.rows, checkpoint)
     if unsaid:
@@ -90,6 +98,15 @@ def convert(
         return write_distributed(out, lambda: {**{name: e.read() for name, e in entries.items()}, PLAN: told.text})
     write_tensors(out, entries, {"format": "pt", PLAN: told.text})
     return len(entries)
+
+
+def _check_apart(out: str | os.PathLike[str], read: Iterable[Path]) -> None:
+    """Raise where what is written would take the place of what is read."""
+    for file in read:
+        if os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file):
+            raise CheckpointError(
+                f"{printable(os.fspath(out))} is what is read, and would be replaced\n  fix: another name"
+            )
 
 
 def _entries(rows: Iterable[Row], checkpoint: Checkpoint, current: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

@@ -60,9 +60,9 @@ def read_plan(path: str | os.PathLike[str]) -> PlanOnPaper:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"the plan {path} cannot be read: {error}\n  fix: frostline plan ... -o {path}"
-        ) from error
+        # What is there already is no plan, and not to be replaced by one.
+        fix = f"frostline plan ... -o {'FILE' if os.path.exists(path) else path}"
+        raise CheckpointError(f"the plan {path} cannot be read: {error}\n  fix: {fix}") from error
     return plan_told(text, str(path))
 
 

@@ -71,19 +71,23 @@ class Verification:
         return html_text(self)
 
 
-def verify(original: str | os.PathLike[str], converted: str | os.PathLike[str]) -> Verification:
+def verify(
+    original: str | os.PathLike[str], converted: str | os.PathLike[str], *, allow_pickle: bool = False
+) -> Verification:
     """Compare a converted file with the original, by value: what the plan in its header says is done once more.
 
     Args:
         original: the checkpoint that was converted.
         converted: the file that was made from it; without a plan in its header, names have to be the same.
+        allow_pickle: run whatever code the files bring. Only for files that you trust as you trust a program.
 
     Raises:
         CheckpointError: one of them cannot be used.
+        UnsafeCheckpoint: one wants to run code, and ``allow_pickle`` does not let it.
     """
-    after = open_checkpoint(converted)
+    after = open_checkpoint(converted, allow_pickle=allow_pickle)
     if PLAN not in after.metadata:
-        before = open_checkpoint(original)
+        before = open_checkpoint(original, allow_pickle=allow_pickle)
         rows = [
             VerifiedRow(name, name, _equal(before.tensors[name].digest(), entry.digest()))
             if name in before.tensors
@@ -94,7 +98,9 @@ def verify(original: str | os.PathLike[str], converted: str | os.PathLike[str]) 
         return Verification(tuple(rows), by_plan=False)
     told = plan_told(after.metadata[PLAN], str(converted))
     after = open_checkpoint(converted, keep=WRAPPER_TOKENS)  # its names are those of the model, to the letter
-    before = open_checkpoint(original, take=told.take, keep=WRAPPER_TOKENS - set(told.stripped))
+    before = open_checkpoint(
+        original, take=told.take, keep=WRAPPER_TOKENS - set(told.stripped), allow_pickle=allow_pickle
+    )
     rows = [_verified(row, before, after) for row in told.rows]
     known = {row.target for row in rows}
     rows += [VerifiedRow(name, None, "unexplained") for name in after.tensors if name not in known]

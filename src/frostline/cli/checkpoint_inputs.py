@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
 from frostline.cli.console import say
+from frostline.errors import FrostlineError
 
 Source: TypeAlias = Annotated[
     Path, typer.Argument(help="A file, a folder or an index of shards; never run as code.", metavar="CHECKPOINT")
@@ -25,3 +27,46 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON and 
 def show(text: object) -> None:
     """Print as it is: names from files have their control characters written out already."""
     say(text)
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file holds what ``frostline plan -o`` writes, of whatever version."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and {"schema_version", "rows"} <= data.keys()
+
+
+def check_plan_out(out: Path) -> None:
+    """Raise where a plan would take the place of something else: a checkpoint, say."""
+    if out.is_file() and out.stat().st_size and not is_plan(out):
+        raise FrostlineError(
+            f"-o {out}: it exists already, and is no plan ({out.stat().st_size:,} bytes).\n  fix: another name"
+        )
+
+
+def check_convert_paths(checkpoint: Path, plan: Path, out: Path, *, to: str, force: bool) -> None:
+    """Raise where the arguments of ``frostline convert`` are in another order, or something would be replaced."""
+    given = (checkpoint, plan, out)
+    plans = [path for path in given if is_plan(path)]
+    if plans and plan not in plans:
+        others = [path for path in given if path != plans[0]]
+        right = " ".join(map(str, (others[0], plans[0], *others[1:])))
+        raise FrostlineError(
+            f"{plan} is no plan, and {plans[0]} is one: the arguments are CHECKPOINT PLAN OUT.\n"
+            f"  fix: frostline convert {right}"
+        )
+    for read in (checkpoint, plan):
+        if out.exists() and read.exists() and out.samefile(read):
+            raise FrostlineError(f"{out}: that is what is read, and would be replaced.\n  fix: another name")
+    if to != "safetensors":
+        return
+    if out.suffix != ".safetensors":
+        better = out.with_suffix(".safetensors") if out.name else "new.safetensors"
+        raise FrostlineError(
+            f"{out}: a safetensors file is written, and its name should say so.\n  fix: {better}, or --to distributed"
+        )
+    if out.exists() and (out.is_dir() or not force):
+        fix = "another name" if out.is_dir() else "another name, or --force"
+        raise FrostlineError(f"{out}: it exists already.\n  fix: {fix}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from frostline.cli.checkpoint_inputs import AllowPickle, AsJson, Source, Take, show
+from frostline.cli.checkpoint_inputs import AllowPickle, AsJson, Source, Take, check_plan_out, show
 from frostline.cli.completion import models
 from frostline.cli.console import ERRORS, print_json, say
 
@@ -55,13 +55,17 @@ def plan(
 
     Nothing is loaded. Exit code 1 if something is not accounted for, or ambiguous.
     """
+    if out is not None:
+        check_plan_out(out)
     from frostline.checkpoint import plan_load, save_plan
     from frostline.errors import ModelError
     from frostline.finetune.checkpointed_model import build_to_fit
 
     default = 1000  # what timm and torchvision build
     try:
-        built = build_to_fit(model, checkpoint, num_classes=default, take=take, width=classes)
+        built = build_to_fit(
+            model, checkpoint, num_classes=default, take=take, width=classes, allow_pickle=allow_pickle
+        )
     except ModelError:
         if classes:
             raise

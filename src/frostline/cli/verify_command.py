@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from frostline.cli.checkpoint_inputs import AsJson, show
+from frostline.cli.checkpoint_inputs import AllowPickle, AsJson, show
 from frostline.cli.console import print_json
 
 # The \b keeps click from joining the lines.
@@ -20,6 +20,7 @@ Examples:
 def verify(
     original: Annotated[Path, typer.Argument(help="What was converted.", metavar="A")],
     converted: Annotated[Path, typer.Argument(help="What was made from it.", metavar="B")],
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Check by value that a converted checkpoint is what the plan in its header makes of the original.
@@ -28,7 +29,7 @@ def verify(
     """
     from frostline.checkpoint import verify as verify_checkpoint
 
-    found = verify_checkpoint(original, converted)
+    found = verify_checkpoint(original, converted, allow_pickle=allow_pickle)
     if as_json:
         print_json(found.to_json())
     else:

@@ -94,6 +94,7 @@ def build_to_fit(
     num_classes: int = 2,
     take: str | None = None,
     width: int | None = None,
+    allow_pickle: bool = False,
 ) -> BuiltModel:
     """Build a model, with a classifier as wide as the one that a checkpoint has in its place; nothing is loaded.
 
@@ -103,6 +104,7 @@ def build_to_fit(
         num_classes: what a factory is called with where no checkpoint tells another width.
         take: the part of the checkpoint that is wanted.
         width: of the classifier, whatever the checkpoint has.
+        allow_pickle: run whatever code the checkpoint brings.
 
     Raises:
         ModelError: the model cannot be built, or no width makes the checkpoint's classifier fit.
@@ -112,16 +114,16 @@ def build_to_fit(
         torch.default_generator.manual_seed(0)
         if _is_factory(name):
             given = (None, width) if width is not None else (checkpoint, num_classes)
-            return _from_factory(name, *given, take)
+            return _from_factory(name, *given, take, allow_pickle=allow_pickle)
         built = build_model(name, num_classes=width or num_classes, pretrained=False)
         if width is not None:
             _widen(built, width)
         elif checkpoint is not None:
-            fit_head(built, checkpoint, take)
+            fit_head(built, checkpoint, take, allow_pickle=allow_pickle)
         return built
 
 
-def fit_head(built: BuiltModel, checkpoint: Path, take: str | None = None) -> bool:
+def fit_head(built: BuiltModel, checkpoint: Path, take: str | None = None, *, allow_pickle: bool = False) -> bool:
     """Give a model a classifier of the width that a checkpoint has one for.
 
     Returns:
@@ -130,7 +132,7 @@ def fit_head(built: BuiltModel, checkpoint: Path, take: str | None = None) -> bo
     Raises:
         ModelError: the checkpoint's classifier takes features of another width.
     """
-    tensors = _tensors(built.model, checkpoint, take)
+    tensors = _tensors(built.model, checkpoint, take, allow_pickle=allow_pickle)
     own = f"{built.head_path}.weight"
     weight = tensors.get(own)
     if weight is None:
@@ -204,19 +206,20 @@ def _is_factory(name: str) -> bool:
     return ":" in name and not name.startswith(("timm/", "torchvision/"))
 
 
-def _from_factory(name: str, checkpoint: Path | None, num_classes: int, take: str | None) -> BuiltModel:
+def _from_factory(
+    name: str, checkpoint: Path | None, num_classes: int, take: str | None, *, allow_pickle: bool
+) -> BuiltModel:
     """Call the factory; it need not have a Linear classifier, because nothing is put in its place."""
     model, told = call_factory(name, num_classes if checkpoint is None else _ASKED)
     if checkpoint is not None and told:
-        wanted = _wanted_classes(model, checkpoint, take)
+        wanted = _wanted_classes(model, _tensors(model, checkpoint, take, allow_pickle=allow_pickle), checkpoint)
         model = model if wanted is None else call_factory(name, wanted)[0]
     source = f"{name}, weights as the factory left them"
     return BuiltModel(model, "", 0, IMAGENET_SIZE, IMAGENET_MEAN, IMAGENET_STD, source)
 
 
-def _wanted_classes(model: nn.Module, checkpoint: Path, take: str | None) -> int | None:
+def _wanted_classes(model: nn.Module, source: Mapping[str, StoredTensor], checkpoint: Path) -> int | None:
     """How many classes the checkpoint has where the model has as many as it was asked for."""
-    source = _tensors(model, checkpoint, take)
     differing = {
         source[name].shape[0]
         for name, tensor in inventory(model).tensors.items()
@@ -234,6 +237,7 @@ def _wanted_classes(model: nn.Module, checkpoint: Path, take: str | None) -> int
     return differing.pop() if differing else None
 
 
-def _tensors(model: nn.Module, checkpoint: Path, take: str | None) -> Mapping[str, StoredTensor]:
+def _tensors(model: nn.Module, checkpoint: Path, take: str | None, *, allow_pickle: bool) -> Mapping[str, StoredTensor]:
     own_names = {part for name in inventory(model).tensors for part in name.split(".")}
-    return open_checkpoint(checkpoint, take=take, keep=WRAPPER_TOKENS.intersection(own_names)).tensors
+    kept = WRAPPER_TOKENS.intersection(own_names)
+    return open_checkpoint(checkpoint, take=take, keep=kept, allow_pickle=allow_pickle).tensors

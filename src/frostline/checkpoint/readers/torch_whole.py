@@ -6,10 +6,16 @@ that run code, where the user has asked for that.
 
 from __future__ import annotations
 
+import importlib
 import io
+import os
 import re
+import sys
+import traceback
 import warnings
 from collections import OrderedDict
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -19,10 +25,13 @@ from frostline.checkpoint.readers.pickle_names import Opaque
 from frostline.checkpoint.readers.refusals import cut_short, shown
 from frostline.checkpoint.readers.source import SourceFile
 from frostline.checkpoint.stored import in_memory
-from frostline.errors import CheckpointError, FrostlineError
+from frostline.compat import import_torchvision
+from frostline.errors import CheckpointError, FrostlineError, printable
 
 # Deeper than the readers let any file be.
 _DEEPEST = 200
+# Torch's own code for files. An error that arises in other code is one of the code that the file names.
+_READING = {"torch.serialization", "torch._utils", "torch.storage", "pickle", __name__}
 
 
 def read_whole(source: SourceFile, *, allow_pickle: bool) -> object:
@@ -37,6 +46,7 @@ def read_whole(source: SourceFile, *, allow_pickle: bool) -> object:
 
     Raises:
         CorruptCheckpoint: torch cannot read it.
+        CheckpointError: the code that it names cannot be imported, or fails.
     """
     try:
         with (
@@ -47,7 +57,8 @@ def read_whole(source: SourceFile, *, allow_pickle: bool) -> object:
             warnings.simplefilter("ignore")
             buffered = io.BufferedReader(file)
             try:
-                loaded: object = torch.load(buffered, map_location="cpu", weights_only=not allow_pickle)
+                with _code_importable() if allow_pickle else nullcontext():
+                    loaded: object = torch.load(buffered, map_location="cpu", weights_only=not allow_pickle)
             finally:
                 buffered.detach()  # it would close the file, which is looked at once more
     except MemoryError as error:
@@ -55,8 +66,46 @@ def read_whole(source: SourceFile, *, allow_pickle: bool) -> object:
     except FrostlineError:
         raise
     except Exception as error:
+        if allow_pickle and _is_of_the_code(error):
+            raise _code_failed(source, error) from error
         raise cut_short(source.path, source.size, _reason(error)) from error
     return at_hand(loaded)
+
+
+@contextmanager
+def _code_importable() -> Generator[None, None, None]:
+    """The working directory can be imported from, as in a script there; torchvision too, whatever torch is here."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        with suppress(Exception):  # whoever needs it meets the same error, and it is told then
+            import_torchvision()
+        yield
+    finally:
+        with suppress(ValueError):  # the imported code may have rearranged the path itself
+            sys.path.remove(here)
+
+
+def _is_of_the_code(error: Exception) -> bool:
+    """Whether what the file names failed, and not the reading of the file."""
+    if isinstance(error, (ImportError, AttributeError)):
+        return True
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") not in _READING for frame, _ in frames)
+
+
+def _code_failed(source: SourceFile, error: Exception) -> CheckpointError:
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    fix = (
+        f"make {printable(name)} importable: install it, or run this in the folder that has it"
+        if name
+        else "the versions of the packages that it was saved with; or have it saved again as model.state_dict()"
+    )
+    return CheckpointError(
+        f"the checkpoint {shown(source.path)} was not read: the pickle's code failed\n"
+        f"  found: {printable(_reason(error))}\n  fix: {fix}"
+    )
 
 
 def at_hand(root: object) -> object:
