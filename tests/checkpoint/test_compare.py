@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.checkpoint.compare import _PIECE, compare
-from frostline.checkpoint.comparison import Comparison, Row
+from frostline.checkpoint.compared_row import Row
+from frostline.checkpoint.comparison import Comparison
 from frostline.checkpoint.stored import StoredTensor, as_bytes, in_memory
 from frostline.errors import CorruptCheckpoint
 from frostline.state.names import is_under

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frostline.checkpoint.comparison import Comparison, Row
+from frostline.checkpoint.compared_row import Row
+from frostline.checkpoint.comparison import Comparison
 from frostline.checkpoint.stored import StoredTensor, dtype_name
 from frostline.checkpoint.units import role_in, units_of
 from frostline.state.names import parent

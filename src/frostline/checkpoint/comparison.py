@@ -5,84 +5,34 @@ Knows rows and names, never a file: comparing is done by `compare`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
-from typing import Any, TypeVar
+from typing import Any
 
-from frostline.errors import name_some
+from frostline.checkpoint.compared_row import BESIDE, ORDER, PAIRED, STATISTICS, Row, by, count_beside, largest
+from frostline.checkpoint.comparison_words import (
+    count_tensors,
+    is_training,
+    name_folded,
+    say_beside,
+    say_counts,
+    say_drifted,
+    say_nans,
+    say_reshaped,
+    say_retyped,
+    say_trained,
+    say_untouched,
+)
 from frostline.json_values import finite
 from frostline.state.names import fold
 from frostline.tables import html_table, text_table
 
 SCHEMA_VERSION = 1
-# Roles by what a reader asks about. Counters stand apart: their differences are numbers of batches.
-CLASSES: Mapping[str, str] = {
-    "weight": "weights",
-    "bias": "biases",
-    "norm.weight": "norm weights",
-    "norm.bias": "norm weights",
-    "norm.mean": "norm statistics",
-    "norm.var": "norm statistics",
-    "norm.count": "norm counters",
-}
-OTHER = "other"
-_ORDER = (*dict.fromkeys(CLASSES.values()), OTHER)
-_STATISTICS = ("norm statistics", "norm counters")
 _STATES = ("drifted", "untouched", "trained", "unmatched")
-_COMPARED = frozenset({"same", "changed"})
-_PAIRED = _COMPARED | {"alike"}
-_BESIDE = ("added", "removed", "reshaped", "retyped")
 _MOST_ROWS = 40
 _COLUMNS = ["sub-tree", "what", "changed", "of", "max |Δ|", "mean |Δ|", "beside"]
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One name, in both checkpoints or in one.
-
-    Attributes:
-        path: the name.
-        module: the path of its module.
-        role: what it is for, told from names and shapes: ``weight``, ``bias``, ``norm.mean``, ``parameter`` ...
-        change: ``same`` (equal to the bit), ``changed``, ``added``, ``removed``, ``reshaped`` (the shape differs),
-            ``retyped`` (the dtype alone differs), or ``alike``: shape and dtype agree, and values were not asked for.
-        shape_before: ``None`` where it was added.
-        shape_after: ``None`` where it was removed.
-        dtype_before: likewise.
-        dtype_after: likewise.
-        elements: how many it has, after or else before.
-        max_abs: the largest absolute difference; NaN where one side holds a NaN that the other does not. ``None`` where
-            there is nothing to subtract. 0 for ``changed`` is a zero of another sign or a NaN of another payload.
-        mean_abs: the mean absolute difference, likewise.
-        elements_changed: how many elements are not equal to the bit.
-        nans_gained: how many elements are NaN in the second alone.
-        nans_lost: how many are NaN in the first alone.
-    """
-
-    path: str
-    module: str
-    role: str
-    change: str
-    shape_before: tuple[int, ...] | None
-    shape_after: tuple[int, ...] | None
-    dtype_before: str | None
-    dtype_after: str | None
-    elements: int
-    max_abs: float | None = None
-    mean_abs: float | None = None
-    elements_changed: int | None = None
-    nans_gained: int | None = None
-    nans_lost: int | None = None
-
-    @property
-    def role_class(self) -> str:
-        """``weights``, ``biases``, ``norm weights``, ``norm statistics``, ``norm counters`` or ``other``."""
-        return CLASSES.get(self.role, OTHER)
 
 
 @dataclass(frozen=True)
@@ -175,7 +125,7 @@ class Comparison:
             _group(subtree, role_class, rows)
             for subtree in self.subtrees()
             for role_class, rows in sorted(
-                _by(subtree.rows, lambda row: row.role_class).items(), key=lambda item: _ORDER.index(item[0])
+                by(subtree.rows, lambda row: row.role_class).items(), key=lambda item: ORDER.index(item[0])
             )
         ]
 
@@ -185,24 +135,24 @@ class Comparison:
         if not self:
             alike = "alike in shape and dtype; values were not compared"
             said = alike if any(row.change == "alike" for row in self.rows) else "equal to the bit"
-            return [f"all {_count(len(self.rows))} {said}" if self.rows else "no tensors on either side"]
-        lines = _say_nans(self.rows)
+            return [f"all {count_tensors(len(self.rows))} {said}" if self.rows else "no tensors on either side"]
+        lines = say_nans(self.rows)
         subtrees = self.subtrees()
-        drifted = partial(_say_drifted, is_cause_known=any(_is_training(row) for row in self.rows))
-        for state, say in (("drifted", drifted), ("untouched", _say_untouched), ("trained", _say_trained)):
+        drifted = partial(say_drifted, is_cause_known=any(is_training(row) for row in self.rows))
+        for state, say in (("drifted", drifted), ("untouched", say_untouched), ("trained", say_trained)):
             of_state = [subtree for subtree in subtrees if subtree.state == state]
             # Parts that were compared whole, and parts that were not, do not vouch for one another.
-            for members in _by(of_state, lambda each: any(row.change in _BESIDE for row in each.rows)).values():
+            for members in by(of_state, lambda each: any(row.change in BESIDE for row in each.rows)).values():
                 whole = len(members) == len(subtrees)
                 paths = [path for subtree in members for path in subtree.paths]
-                where = "everything" if whole else _folded(paths, rest="groups(), --json")
+                where = "everything" if whole else name_folded(paths, rest="groups(), --json")
                 rows = [row for subtree in members for row in subtree.rows]
-                lines.append(f"{where}: {say(rows)}{_say_beside(rows)}")
+                lines.append(f"{where}: {say(rows)}{say_beside(rows)}")
         for change in ("added", "removed"):
             rows = [row for row in self.rows if row.change == change]
             if rows:
-                lines.append(f"{change}: {_count(len(rows))}: {_folded([row.path for row in rows])}")
-        return [*lines, *_say_reshaped(self.rows), *_say_retyped(self.rows)]
+                lines.append(f"{change}: {count_tensors(len(rows))}: {name_folded([row.path for row in rows])}")
+        return [*lines, *say_reshaped(self.rows), *say_retyped(self.rows)]
 
     def to_json(self) -> dict[str, Any]:
         """The rows that differ, the groups and the verdict as JSON-ready values with a schema version."""
@@ -229,7 +179,7 @@ class Comparison:
 
     def _totals(self) -> str:
         same = "alike" if any(row.change == "alike" for row in self.rows) else "equal to the bit"
-        return f"{len(self.moved):,} of {_count(len(self.rows))} differ, {self.still:,} {same}"
+        return f"{len(self.moved):,} of {count_tensors(len(self.rows))} differ, {self.still:,} {same}"
 
     def _table(self) -> list[list[object]]:
         """What is untouched stands in the verdict alone."""
@@ -244,7 +194,7 @@ class Comparison:
                 beside,
             ]
             for group in self.groups()
-            for beside in [_counts({change: getattr(group, change) for change in _BESIDE})]
+            for beside in [say_counts({change: getattr(group, change) for change in BESIDE})]
             if group.state != "untouched" or beside
         ]
 
@@ -260,9 +210,9 @@ class _Fate:
     def __init__(self, rows: Iterable[Row]) -> None:
         self.parameters: set[bool] = set()
         self.statistics: set[bool] = set()
-        common = (row for row in rows if row.change in _PAIRED)
-        for members in _by(common, lambda row: row.module).values():
-            for of_class, found in _by(members, lambda row: row.role_class in _STATISTICS).items():
+        common = (row for row in rows if row.change in PAIRED)
+        for members in by(common, lambda row: row.module).values():
+            for of_class, found in by(members, lambda row: row.role_class in STATISTICS).items():
                 seen = self.statistics if of_class else self.parameters
                 seen.add(any(row.change == "changed" for row in found))
 
@@ -297,7 +247,7 @@ def _split(rows: Sequence[Row]) -> list[tuple[str, tuple[Row, ...]]]:
             if own:
                 found.append((".".join(members[0][0][:depth]), own))
             continue
-        children = _by(members, partial(_token, depth))
+        children = by(members, partial(_token, depth))
         branched = branched or len(children) > 1
         waiting += [(depth + 1, branched, child) for child in reversed(children.values())]
     return found
@@ -310,7 +260,7 @@ def _token(depth: int, member: tuple[list[str], Row]) -> str | None:
 
 def _group(subtree: SubTree, role_class: str, rows: Sequence[Row]) -> Group:
     changed = [row for row in rows if row.change == "changed"]
-    count = _beside(rows)
+    count = count_beside(rows)
     return Group(
         subtree=subtree.title,
         state=subtree.state,
@@ -321,124 +271,3 @@ def _group(subtree: SubTree, role_class: str, rows: Sequence[Row]) -> Group:
         mean_abs=largest(row.mean_abs for row in changed),
         **count,
     )
-
-
-def _say_drifted(rows: Sequence[Row], *, is_cause_known: bool) -> str:
-    moved = {row.role_class for row in rows if row.change == "changed"}
-    what = "norm statistics" if "norm statistics" in moved else "norm counters"
-    figures = _say_classes([row for row in rows if row.role_class in _STATISTICS], _STATISTICS)
-    others = [row for row in rows if row.role_class not in _STATISTICS]
-    if not any(row.change in _COMPARED for row in others):
-        return f"{what} moved ({figures})" if others else f"nothing but statistics, which moved: {figures}"
-    if any(row.change in _BESIDE for row in others):
-        return f"weights and biases that are in both equal to the bit, {what} moved ({figures})"
-    cause = "frozen by requires_grad alone" if is_cause_known else "nothing was trained, so train mode or recalibration"
-    return f"weights and biases equal to the bit, {what} moved ({figures}): {cause}"
-
-
-def _is_training(row: Row) -> bool:
-    """Whether a row shows that something was trained or put in, beyond statistics."""
-    return row.role_class not in _STATISTICS and row.change in {"changed", "added", "reshaped"}
-
-
-def _say_untouched(rows: Sequence[Row]) -> str:
-    compared, alike = (sum(row.change == change for row in rows) for change in ("same", "alike"))
-    if alike:
-        return f"alike in shape and dtype, values not compared ({_count(alike)})"
-    return f"equal to the bit ({_count(compared)})"
-
-
-def _say_trained(rows: Sequence[Row]) -> str:
-    return f"trained ({_say_classes(rows, _ORDER)})"
-
-
-def _say_beside(rows: Sequence[Row]) -> str:
-    said = _counts(_beside(rows))
-    return f"; not compared: {said}" if said else ""
-
-
-def _say_classes(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    by_class = _by((row for row in rows if row.change in _COMPARED), lambda row: row.role_class)
-    said: list[str] = []
-    for role_class in classes:
-        members = by_class.get(role_class, [])
-        changed = [row for row in members if row.change == "changed"]
-        if members:
-            # NaNs have a line of their own, and would hide how far the others moved.
-            size = largest(row.max_abs for row in changed if row.max_abs is None or not math.isnan(row.max_abs))
-            by = "" if size is None else f" by up to {size:.3g}"
-            said.append(f"{len(changed):,} of {len(members):,} {role_class}{by}")
-    return ", ".join(said)
-
-
-def _say_nans(rows: Sequence[Row]) -> list[str]:
-    """Lines for the NaNs that came and those that went."""
-    lines: list[str] = []
-    for title, count in (("NaN", lambda row: row.nans_gained), ("NaN before, a number now", lambda row: row.nans_lost)):
-        found = [(row.path, count(row)) for row in rows if count(row)]
-        if found:
-            total = sum(number for _, number in found)
-            lines.append(f"{title}: {_folded([path for path, _ in found])}, {total:,} value{'s' * (total != 1)}")
-    return lines
-
-
-def _say_reshaped(rows: Sequence[Row]) -> list[str]:
-    found = _by((row for row in rows if row.change == "reshaped"), lambda row: (_kind(row, 0), _kind(row, 1)))
-    named = [
-        f"{folded} {before} → {after}"
-        for (before, after), members in found.items()
-        for folded in fold([row.path for row in members])
-    ]
-    count = _count(sum(map(len, found.values())))
-    return [f"reshaped: {count}: {name_some(named, rest='moved, --json')}"] if named else []
-
-
-def _say_retyped(rows: Sequence[Row]) -> list[str]:
-    found = _by((row for row in rows if row.change == "retyped"), lambda row: (row.dtype_before, row.dtype_after))
-    return [
-        f"retyped: {_count(len(members))}, {before} → {after}: {_folded([row.path for row in members])}"
-        for (before, after), members in found.items()
-    ]
-
-
-def _kind(row: Row, side: int) -> str:
-    """The shape before or after; with the dtype, where that differs too."""
-    shape = (row.shape_before, row.shape_after)[side] or ()
-    dtype = (row.dtype_before, row.dtype_after)[side]
-    return f"{shape}" if row.dtype_before == row.dtype_after else f"{shape} {dtype}"
-
-
-def _folded(paths: Sequence[str], rest: str = "moved, --json") -> str:
-    return name_some([str(each) for each in fold(paths)], rest=rest)
-
-
-def _beside(rows: Sequence[Row]) -> dict[str, int]:
-    return {change: sum(row.change == change for row in rows) for change in _BESIDE}
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-
-
-def _count(tensors: int) -> str:
-    return f"{tensors:,} tensor" + "s" * (tensors != 1)
-
-
-def largest(values: Iterable[float | None]) -> float | None:
-    """The largest of the figures that are known; NaN is larger than all.
-
-    Example:
-        >>> largest([1.0, None, 2.0]), largest([])
-        (2.0, None)
-    """
-    known = [value for value in values if value is not None]
-    if any(map(math.isnan, known)):
-        return math.nan
-    return max(known, default=None)
-
-
-def _by(members: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
-    groups: dict[K, list[V]] = {}
-    for member in members:
-        groups.setdefault(key(member), []).append(member)
-    return groups
