@@ -167,14 +167,35 @@ def reaches(aliases: dict[str, str], path: str, part: str) -> bool:
 
 
 def freezes_all_but(event: Event) -> bool:
-    """Whether an event freezes all parameters of a module but those of a name: ``if "fc" not in name``."""
-    if event.what != "flag" or event.get("value") is not False or event.get("filtered"):
+    """Whether an event freezes all parameters of a module but those of a name.
+
+    By a branch, ``if "fc" not in name``, or by what the flag is set to, ``p.requires_grad = "fc" in name``.
+    """
+    if event.what != "flag" or event.get("filtered"):
+        return False
+    given = _given_by_name(event) if event.get("value") is None else None
+    if given is None and event.get("value") is not False:
         return False
     loops = [loop for loop in event.loops if loop.over is not None and loop.over.kind in PARAMETERS]
     if len(loops) != 1 or (loops[0].over is not None and loops[0].over.filtered):
         return False
     conditions = event.conditions[loops[0].conditions :]
+    if given is not None:
+        names = {node.id for node in ast.walk(given) if isinstance(node, ast.Name)}
+        # The branch in which the flag is False is that of the parameters which are frozen.
+        return not conditions and not names.isdisjoint(loops[0].targets) and _leaves_out(Condition((), False, given))
     return bool(conditions) and all(_leaves_out(condition) for condition in conditions)
+
+
+def _given_by_name(event: Event) -> ast.expr | None:
+    """The test on a name that a flag is set to; ``None`` where it is set to anything else."""
+    node = event.node
+    given: ast.expr | None = None
+    if isinstance(node, ast.Assign):
+        given = node.value
+    elif isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
+        given = node.args[0]
+    return given if isinstance(given, (ast.Compare, ast.Call, ast.BoolOp, ast.UnaryOp)) else None
 
 
 def _leaves_out(condition: Condition) -> bool:

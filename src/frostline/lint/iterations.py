@@ -21,14 +21,15 @@ def repeats(loop: Loop) -> bool:
         >>> repeats(Loop((1,), "for", Value("range"))), repeats(Loop((1,), "for", Value("parameters")))
         (True, False)
     """
-    return loop.kind != "comprehension" and not _goes_over_things(loop.over)
+    return loop.kind != "comprehension" and not goes_over_things(loop.over)
 
 
-def _goes_over_things(over: Value | None) -> bool:
+def goes_over_things(over: Value | None) -> bool:
+    """Whether what a loop goes over is parameters, modules, optimizers or a literal, and no data."""
     if over is None:
         return False
     if over.kind in {"enumerate", "zip"}:
-        return any(_goes_over_things(item) for item in over.items)
+        return any(goes_over_things(item) for item in over.items)
     return over.kind in _THINGS
 
 

@@ -30,7 +30,24 @@ def fit(model, loader, epochs):
     model.load_state_dict(kept)
     return model
 """
+PAIR = """
+def fit(model, loader, score):
+    best = (0.0, None)
+    for epoch in range(9):
+        accuracy = one_epoch(model, loader)
+        if accuracy > best[0]:
+            best = (accuracy, model.state_dict())
+    model.load_state_dict(best[1])
+"""
 TRUE = {
+    "in a tuple under one name": PAIR.replace("state_dict())\n    model", "state_dict())  # <- C503\n    model"),
+    "in a list under one name": PAIR.replace(
+        "(accuracy, model.state_dict())", "[accuracy, model.state_dict()]  # <- C503"
+    ),
+    "in a tuple that is taken apart": PAIR.replace(
+        "state_dict())\n    model.load_state_dict(best[1])",
+        "state_dict())  # <- C503\n    _, state = best\n    model.load_state_dict(state)",
+    ),
     "script": SCRIPT,
     "where a score is compared": FUNCTION.format(kept="model.state_dict()  # <- C503"),
     "the dict is copied only": FUNCTION.format(kept="model.state_dict().copy()  # <- C503"),
@@ -71,6 +88,12 @@ TRUE = {
         """,
 }
 SILENT = {
+    "a copy in a tuple": PAIR.replace("model.state_dict())", "copy.deepcopy(model.state_dict()))"),
+    "only the score of a tuple is read": PAIR.replace("model.load_state_dict(best[1])", "print(best[0])"),
+    "a tuple that goes into a file at once": PAIR.replace(
+        "state_dict())\n    model.load_state_dict(best[1])",
+        "state_dict())\n            torch.save(best[1], path)\n    print(best[0])",
+    ),
     "twin": SCRIPT.replace("model.state_dict()  #", "copy.deepcopy(model.state_dict())  #"),
     "copied": FUNCTION.format(kept="copy.deepcopy(model.state_dict())"),
     "cloned": FUNCTION.format(kept="{k: v.clone() for k, v in model.state_dict().items()}"),
@@ -182,3 +205,9 @@ def test_the_fix_clones_what_is_moved(fixed):
 def test_no_fix_where_the_name_is_taken(find):
     (found,) = find("copy = 3\n" + SCRIPT.replace("from __future__ import annotations\n", ""), CODE)
     assert found.fix is None
+
+
+def test_in_a_tuple_the_message_names_the_place_and_the_fix_copies_it(find, fixed):
+    (found,) = find(PAIR, CODE)
+    assert found.finding.message == "best[1] is a view of model, not a copy: it moves along with every later step"
+    assert "best = (accuracy, copy.deepcopy(model.state_dict()))" in fixed(PAIR, CODE)

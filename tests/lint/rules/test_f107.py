@@ -17,7 +17,23 @@ HELPERS = """
             if isinstance(each, nn.BatchNorm2d):
                 each.eval()
     """
+BY_NAME = """
+import timm, torch
+model = timm.create_model("resnet10t", num_classes=3)
+for n, p in model.named_parameters():
+    p.requires_grad = "fc" in n
+optimizer = torch.optim.AdamW(model.fc.parameters())
+for epoch in range(2):
+    model.train()
+    for x, y in loader:
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+"""
+SET = 'p.requires_grad = "fc" in n'
 TRUE = {
+    "the flag is a test on the name": BY_NAME.replace(SET, f"{SET}  # <- F107"),
+    "the flag is given one": BY_NAME.replace(SET, 'p.requires_grad_(n.startswith(("fc", "head")))  # <- F107'),
     "tutorial": """
         import torch
         import torchvision
@@ -294,6 +310,13 @@ NETS = """
             self.head = nn.Linear(8, 2)
     """
 SILENT = {
+    "the flag is a test on the name, and eval() follows": BY_NAME.replace(
+        "model.train()", "model.train()\n    model.eval()"
+    ),
+    "the flag is a test that leaves one name out": BY_NAME.replace(SET, 'p.requires_grad = "fc" not in n'),
+    "the flag is a test on norms": BY_NAME.replace(SET, 'p.requires_grad = "bn" in n'),
+    "the flag is no test on the name": BY_NAME.replace(SET, 'p.requires_grad = mode == "full"'),
+    "the flag is a value": BY_NAME.replace(SET, "p.requires_grad = trains"),
     "eval after train": """
         def fit(model, loader, optimizer):
             for p in model.backbone.parameters():

@@ -19,7 +19,31 @@ for epoch in range(3):
         for x, y in val_loader:
             correct += (net(x).argmax(1) == y).sum()
 """
+LISTED = """
+import torch
+from torch import nn
+model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+@torch.no_grad()
+def evaluate():
+    hits = [(model(x).argmax(-1) == y).float().mean() for x, y in data]
+    return torch.stack(hits).mean()
+for epoch in range(3):
+    model.train()
+    for x, y in data:
+        opt.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        opt.step()
+    print(evaluate())
+"""
+INLINE = SCRIPT.replace(
+    "        for x, y in val_loader:\n            correct += (net(x).argmax(1) == y).sum()",
+    "        scores = [score(net(x), y) for x, y in val_loader]",
+)
 TRUE = {
+    "in a list comprehension": LISTED.replace("in data]", "in data]  # <- M201"),
+    "in a generator": LISTED.replace("[(", "sum((").replace("in data]", "in data)  # <- M201"),
+    "in a comprehension over validation data": INLINE.replace("val_loader]", "val_loader]  # <- M201"),
     "script": SCRIPT.replace("y).sum()", "y).sum()  # <- M201"),
     "planted": """
         import torch
@@ -101,6 +125,23 @@ TRUE = {
         """,
 }
 SILENT = {
+    "in a list comprehension, in eval mode": LISTED.replace("    hits =", "    model.eval()\n    hits ="),
+    "in a comprehension over validation data, in eval mode": INLINE.replace("    with", "    net.eval()\n    with"),
+    "a comprehension over crops gives targets": SCRIPT.replace(
+        "        opt.zero_grad()",
+        "        with torch.no_grad():\n            targets = [net(crop) for crop in crops]\n        opt.zero_grad()",
+    ).replace("    with torch.no_grad():\n        for", "    net.eval()\n    with torch.no_grad():\n        for"),
+    "so it does in a function that is called after evaluation": """
+        import torch, torchvision
+        net = torchvision.models.resnet18()
+        def train_and_eval(opt, loader):
+            net.train()
+            for x in loader:
+                with torch.no_grad():
+                    targets = [net(crop) for crop in x]
+                loss(net(x), targets).backward()
+                opt.step()
+        """,
     "twin": SCRIPT.replace("    with torch.no_grad", "    net.eval()\n    with torch.no_grad"),
     "only validates": """
         @torch.no_grad()
@@ -207,3 +248,7 @@ def test_the_fix_calls_eval_above_the_block_and_is_unsafe(fixed):
 def test_no_fix_where_nothing_brings_train_mode_back(find):
     (found,) = find(TRUE["no mode at all"], CODE)
     assert found.fix is None
+
+
+def test_the_fix_for_a_comprehension_stands_above_its_statement(fixed):
+    assert fixed(LISTED, CODE, unsafe=True) == LISTED.replace("    hits =", "    model.eval()\n    hits =")

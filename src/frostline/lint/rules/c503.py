@@ -30,12 +30,14 @@ class _Kept:
         target: what it is kept under, as text.
         how: ``view`` where nothing is copied, ``shallow`` where the dict is and its tensors are not, ``cpu`` where
             tensors are copied only if they are not in main memory already.
+        place: where it stands in a tuple or list that is kept as a whole; -1 where it is in none.
     """
 
     call: ast.Call
     node: ast.expr
     target: str
     how: str
+    place: int = -1
 
 
 def check(view: FileView) -> Iterator[Violation]:
@@ -81,7 +83,10 @@ def _kept(view: FileView, call: ast.Call) -> _Kept | None:
             return None
         node, how = above, "shallow"
     target = _target(view, node)
-    return _Kept(call, node, target, how) if target else None
+    if not target:
+        return None
+    place = _place(view, node)
+    return _Kept(call, node, f"{target}[{place}]" if place >= 0 else target, how, place)
 
 
 def _of_items(view: FileView, items: ast.Call) -> ast.DictComp | None:
@@ -112,18 +117,29 @@ def _target(view: FileView, node: ast.expr) -> str:
     if isinstance(above, ast.Dict):
         outer = view.parent(above)
         return view.text(outer.targets[0]) if isinstance(outer, ast.Assign) and len(outer.targets) == 1 else ""
-    if isinstance(above, ast.Tuple):
+    if isinstance(above, (ast.Tuple, ast.List)):
         outer = view.parent(above)
-        if not isinstance(outer, ast.Assign):
+        if not isinstance(outer, ast.Assign) or len(outer.targets) != 1:
             return ""
         target = outer.targets[0]
         place = above.elts.index(node)
         if isinstance(target, ast.Tuple) and len(target.elts) == len(above.elts):
             return view.text(target.elts[place])
-        return ""
+        return view.text(target) if isinstance(target, (ast.Name, ast.Attribute)) else ""
     if isinstance(above, (ast.Assign, ast.AnnAssign)) and above.value is node:
         return view.text(above.targets[0] if isinstance(above, ast.Assign) else above.target)
     return ""
+
+
+def _place(view: FileView, node: ast.expr) -> int:
+    """Where an expression stands in a tuple or list that one name is given: ``best = (score, ...)``; -1 elsewhere."""
+    above = view.parent(node)
+    if not isinstance(above, (ast.Tuple, ast.List)) or any(isinstance(each, ast.Starred) for each in above.elts):
+        return -1
+    outer = view.parent(above)
+    if isinstance(outer, ast.Assign) and isinstance(outer.targets[0], (ast.Name, ast.Attribute)):
+        return above.elts.index(node)
+    return -1
 
 
 def _moves_along(view: FileView, kept: _Kept) -> bool:
@@ -210,6 +226,7 @@ def _is_used(view: FileView, kept: _Kept, function: ast.AST | None) -> bool:
         and (node.attr if isinstance(node, ast.Attribute) else node.id) == last
         and (isinstance(node, ast.Attribute) == ("." in name))
         and not _is_stored_to(view, node)
+        and not _is_of_another_place(view, node, kept.place)
     ]
     if "." in name:
         return any(id(node) not in here for node in reads) or not name.startswith("self.")
@@ -220,6 +237,14 @@ def _is_stored_to(view: FileView, node: ast.expr) -> bool:
     """``best["state"] = ...``: the name is read to be written to."""
     above = view.parent(node)
     return isinstance(above, ast.Subscript) and above.value is node and isinstance(above.ctx, ast.Store)
+
+
+def _is_of_another_place(view: FileView, node: ast.expr, place: int) -> bool:
+    """``best[0]``, where the state is ``best[1]``: the score is read, and not the state."""
+    above = view.parent(node)
+    if place < 0 or not isinstance(above, ast.Subscript) or above.value is not node:
+        return False
+    return isinstance(above.slice, ast.Constant) and above.slice.value != place
 
 
 def _is_test(view: FileView, node: ast.expr) -> bool:

@@ -10,7 +10,7 @@ from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow, Loop
 from frostline.lint.file_view import FileView
-from frostline.lint.iterations import loop_of, within
+from frostline.lint.iterations import goes_over_things, loop_of, within
 from frostline.lint.layers import LayerBook
 from frostline.lint.phases import TRAINS, Phases
 from frostline.lint.rule import LintRule, Violation
@@ -41,7 +41,7 @@ def check(view: FileView) -> Iterator[Violation]:
 def _violation(view: FileView, flow: Flow, phases: Phases, book: LayerBook, index: int) -> Iterator[Violation]:
     event = flow.events[index]
     trained = [i for i in phases.trains(event.path) if _comes_first(flow.events[i], i, event, index)]
-    loop = loop_of(event)
+    loop = _comprehension_of(event) or loop_of(event)
     if not trained or not _validates(flow, event, loop):
         return
     modes = phases.modes_at(index, event.path)
@@ -87,6 +87,12 @@ def _name(event: Event) -> str:
     return event.function.rpartition(".")[2]
 
 
+def _comprehension_of(event: Event) -> Loop | None:
+    """The comprehension that an event stands in, where it goes over data: ``[model(x) for x, y in loader]``."""
+    inner = event.loops[-1] if event.loops else None
+    return inner if inner is not None and inner.kind == "comprehension" and not goes_over_things(inner.over) else None
+
+
 def _validates(flow: Flow, event: Event, loop: Loop | None) -> bool:
     """Whether a pass without gradients is one of validation: by names, or because something is counted there."""
     if _MEANT.search(event.function) or any(_MEANT.search(call) for call in event.via):
@@ -95,13 +101,21 @@ def _validates(flow: Flow, event: Event, loop: Loop | None) -> bool:
         return False  # targets for the step that follows
     if loop is None:
         return bool(VALIDATES.search(_name(event)))
-    if VALIDATES.search(_name(event)) or (loop.over is not None and VALIDATES.search(loop.over.path)):
+    around = loop_of(event) if loop.kind == "comprehension" else None
+    # In the pass that trains, a comprehension gives targets, unless it goes over data called so.
+    trains = around is not None and any(
+        e.what in TRAINS and within(e, around) and e.function == event.function for e in flow.events
+    )
+    if (VALIDATES.search(_name(event)) and not trains) or (loop.over is not None and VALIDATES.search(loop.over.path)):
         return True
     if loop.node is None:
         return False
-    if isinstance(loop.node, (ast.For, ast.AsyncFor)) and any(
+    over = [loop.node.iter] if isinstance(loop.node, (ast.For, ast.AsyncFor)) else []
+    over += [each.iter for each in getattr(loop.node, "generators", ())]
+    if any(
         VALIDATES.search(each.id if isinstance(each, ast.Name) else each.attr)
-        for each in ast.walk(loop.node.iter)
+        for given in over
+        for each in ast.walk(given)
         if isinstance(each, (ast.Name, ast.Attribute))
     ):
         return True
@@ -139,7 +153,7 @@ def _edit(
     if loop.node not in inside:
         return None
     # Above the loop, or above `with torch.no_grad():` around it.
-    at: ast.AST = loop.node
+    at: ast.AST = view.statement(loop.node) or loop.node
     above = view.parent(at)
     while isinstance(above, (ast.With, ast.AsyncWith)):
         at, above = above, view.parent(above)
