@@ -170,3 +170,24 @@ def test_the_fix_over_other_lines_is_unsafe(fixed):
     assert fixed(SCRIPT, CODE) == SCRIPT
     line = "    scheduler.step()  # <- S452\n"
     assert fixed(SCRIPT, CODE, unsafe=True) == SCRIPT.replace(line, "") + line
+
+
+def test_it_names_what_the_lines_read(find):
+    text = """
+    import torch
+    class Trainer:
+        def __init__(self, model):
+            self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            self.lr_scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 30)
+        def train(self):
+            for batch in loader:
+                loss(batch).backward()
+                self.lr_scheduler.step()
+                self.optimizer.step()
+    trainer = Trainer(model)
+    trainer.train()
+    """
+    (found,) = find(text, CODE)
+    assert found.finding.message.startswith("self.lr_scheduler steps before self.optimizer: ")
+    assert found.finding.evidence.startswith("line 11 is the first step of self.optimizer in the loop of line 8")
+    assert found.finding.remedy.startswith("call it after self.optimizer.step()")

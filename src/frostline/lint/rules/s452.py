@@ -9,6 +9,7 @@ from frostline.findings import Safety, Severity
 from frostline.lint.diagnostic import Edit
 from frostline.lint.events import Event, Flow
 from frostline.lint.file_view import FileView
+from frostline.lint.frozen_parts import shown
 from frostline.lint.iterations import STEPS, after, before, is_sure, loops_of, meet, whenever, within
 from frostline.lint.rule import LintRule, Violation
 from frostline.lint.statements import block_of, moved_below
@@ -57,18 +58,27 @@ def _early(view: FileView, flow: Flow, ahead: Event) -> Iterator[Violation]:
     edits, safety = _moved(view, ahead, step)
     yield Violation(
         ahead.node or view.tree,
-        f"{ahead.path} steps before {step.path}: the first rate of the schedule is never used",
+        f"{_written(view, ahead)} steps before {_written(view, step)}: the first rate of the schedule is never used",
         evidence=(
-            f"line {step.line} is the first step of {step.path} in the loop of line {loop.line}"
+            f"line {step.line} is the first step of {_written(view, step)} in the loop of line {loop.line}"
             + (f" (at {step.origin})" if step.origin else ""),
         ),
-        remedy=f"call it after {step.path}.step(), at the end of the step or epoch",
+        remedy=f"call it after {_written(view, step)}.step(), at the end of the step or epoch",
         severity=Severity.WARNING,
         edits=edits,
         safety=safety,
         title="Step the scheduler behind the optimizer",
         inferred=not sure,
     )
+
+
+def _written(view: FileView, event: Event) -> str:
+    """What is stepped, as its line reads; where that is in another file, the path by which it is known here."""
+    node = event.node
+    if event.origin or not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return shown(event.path)
+    # A scaler, or a framework, is what steps there; the optimizer is what it is given.
+    return view.text(node.func.value) if node.func.attr == "step" and event.what != "scaler_step" else shown(event.path)
 
 
 def _may_step(flow: Flow, ahead: Event, step: Event) -> bool:
@@ -95,8 +105,8 @@ def _once(view: FileView, flow: Flow, ahead: Event, step: Event) -> Iterator[Vio
         return
     yield Violation(
         ahead.node or view.tree,
-        f"{ahead.path} steps once before the loop of line {loops[0].line}: the first rate is never used",
-        evidence=(f"line {step.line} is the first step of {step.path}",),
+        f"{_written(view, ahead)} steps once before the loop of line {loops[0].line}: the first rate is never used",
+        evidence=(f"line {step.line} is the first step of {_written(view, step)}",),
         remedy="remove it, unless the schedule was made with one step too many for this",
         severity=Severity.INFO,
         inferred=True,
