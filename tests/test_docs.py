@@ -15,7 +15,6 @@ from types import ModuleType
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from frostline.findings import CATALOGUE
 
@@ -71,15 +70,16 @@ def test_the_blocks_of_a_page_run_one_after_the_other(path: Path, tmp_path, monk
     finally:
         torch.set_num_threads(threads)
         torch.set_rng_state(state)
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
-def test_no_block_of_python_is_shown_without_being_run() -> None:
+def test_only_blocks_that_need_several_processes_are_shown_without_being_run() -> None:
+    """A process group in the process of the tests waits for others; `tests/freezing` runs these calls on two."""
     shown = [block for path in PAGES for block in snippets.blocks(path) if is_python_that_is_not_run(block)]
     every = [block for path in PAGES for block in snippets.blocks(path) if is_run(block)]
     assert len(every) >= 40
-    assert not shown, [f"{block.page}:{block.line}" for block in shown]
+    pages = {block.page for block in shown}
+    assert pages <= {"frameworks.md", "howto/several-processes.md"}, pages
+    assert len(shown) <= 2
 
 
 def is_python_that_is_not_run(block) -> bool:
