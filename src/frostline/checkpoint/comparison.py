@@ -15,7 +15,7 @@ from frostline.checkpoint.compared_row import BESIDE, ORDER, PAIRED, STATISTICS,
 from frostline.checkpoint.comparison_words import (
     count_tensors,
     is_training,
-    name_folded,
+    name_rows,
     say_beside,
     say_counts,
     say_drifted,
@@ -26,7 +26,7 @@ from frostline.checkpoint.comparison_words import (
     say_untouched,
 )
 from frostline.json_values import finite
-from frostline.state.names import fold
+from frostline.state.names import fold, name_folded
 from frostline.tables import html_table, text_table
 
 SCHEMA_VERSION = 1
@@ -151,7 +151,7 @@ class Comparison:
         for change in ("added", "removed"):
             rows = [row for row in self.rows if row.change == change]
             if rows:
-                lines.append(f"{change}: {count_tensors(len(rows))}: {name_folded([row.path for row in rows])}")
+                lines.append(f"{change}: {count_tensors(len(rows))}: {name_rows(rows)}")
         return [*lines, *say_reshaped(self.rows), *say_retyped(self.rows)]
 
     def to_json(self) -> dict[str, Any]:

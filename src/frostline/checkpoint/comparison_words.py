@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from frostline.checkpoint.compared_row import BESIDE, COMPARED, ORDER, STATISTICS, Row, by, count_beside, largest
 from frostline.errors import name_some
-from frostline.state.names import fold
+from frostline.state.names import fold, name_folded
+
+# How to see all of what is named in part.
+_REST = "moved, --json"
 
 
 def say_drifted(rows: Sequence[Row], *, is_cause_known: bool) -> str:
@@ -69,10 +72,10 @@ def say_nans(rows: Sequence[Row]) -> list[str]:
     """Lines for the NaNs that came and those that went."""
     lines: list[str] = []
     for title, count in (("NaN", lambda row: row.nans_gained), ("NaN before, a number now", lambda row: row.nans_lost)):
-        found = [(row.path, count(row)) for row in rows if count(row)]
+        found = [row for row in rows if count(row)]
         if found:
-            total = sum(number for _, number in found)
-            lines.append(f"{title}: {name_folded([path for path, _ in found])}, {total:,} value{'s' * (total != 1)}")
+            total = sum(map(count, found))
+            lines.append(f"{title}: {name_rows(found)}, {total:,} value{'s' * (total != 1)}")
     return lines
 
 
@@ -85,14 +88,14 @@ def say_reshaped(rows: Sequence[Row]) -> list[str]:
         for folded in fold([row.path for row in members])
     ]
     count = count_tensors(sum(map(len, found.values())))
-    return [f"reshaped: {count}: {name_some(named, rest='moved, --json')}"] if named else []
+    return [f"reshaped: {count}: {name_some(named, rest=_REST)}"] if named else []
 
 
 def say_retyped(rows: Sequence[Row]) -> list[str]:
     """Lines for the tensors of another dtype."""
     found = by((row for row in rows if row.change == "retyped"), lambda row: (row.dtype_before, row.dtype_after))
     return [
-        f"retyped: {count_tensors(len(members))}, {before} → {after}: {name_folded([row.path for row in members])}"
+        f"retyped: {count_tensors(len(members))}, {before} → {after}: {name_rows(members)}"
         for (before, after), members in found.items()
     ]
 
@@ -104,9 +107,9 @@ def _kind(row: Row, side: int) -> str:
     return f"{shape}" if row.dtype_before == row.dtype_after else f"{shape} {dtype}"
 
 
-def name_folded(paths: Sequence[str], rest: str = "moved, --json") -> str:
-    """Some paths, like ones together."""
-    return name_some([str(each) for each in fold(paths)], rest=rest)
+def name_rows(rows: Sequence[Row]) -> str:
+    """The names of some rows, like ones together."""
+    return name_folded([row.path for row in rows], rest=_REST)
 
 
 def say_counts(counts: Mapping[str, int]) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 
 from frostline.checkpoint.plan import LoadPlan, Row
 from frostline.checkpoint.units import units_of
-from frostline.errors import name_some
 from frostline.state.inventory import inventory
-from frostline.state.names import fold
+from frostline.state.names import name_folded
 from frostline.tables import html_table, text_table
 
 SCHEMA_VERSION = 1
@@ -209,7 +208,7 @@ def _changes(plan: LoadPlan) -> list[str]:
         ]
         if names:
             tops = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
-            said.append(f"{words} {name_some([str(each) for each in fold(tops)], most=4)}")
+            said.append(f"{words} {name_folded(tops, most=4)}")
     return said
 
 

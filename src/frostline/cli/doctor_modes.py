@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from frostline.cli.doctor_subjects import line_of
-from frostline.errors import name_some
 from frostline.report.mode_lanes import Flip, Lane, ModeLine, ModeTimeline, PassRun
 
 if TYPE_CHECKING:  # importing them would import torch, and `--help` should not wait for that
@@ -91,15 +90,13 @@ def _lane(
     *,
     alone: bool,
 ) -> Lane:
-    from frostline.state.names import fold, parent
+    from frostline.state.names import name_folded, parent
 
     own = set(paths)
     # A module whose own parent has the same history goes without saying.
     tops = [path for path in paths if not path or parent(path) not in own]
-    if "" in own:
-        name = model.name if alone else f"{model.name}, all else"
-    else:
-        name = name_some([str(folded) for folded in fold(tops)], most=3)
+    whole = model.name if alone else f"{model.name}, all else"
+    name = whole if "" in own else name_folded(tops, most=3)
     must = [path for path in paths if must_eval(model.modules[path], codes)]
     later = any(flip.mode == "train" for flip in flips)
     broken = any(model.modules[path].training or (later and path in codes) for path in must)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from frostline.audit.events import FunctionalCall, GradFlag, Load, ModeCall, Save, Wrapped
 from frostline.audit.places import Place
 from frostline.audit.seen import ModelSeen, Seen, TensorSeen
-from frostline.errors import name_some
 from frostline.state import names
 
 
@@ -28,7 +27,7 @@ def some(paths: Iterable[str]) -> str:
         >>> some(["a.0.weight", "a.1.weight"])
         'a.[0-1].weight (x2)'
     """
-    return name_some([str(folded) or "(root)" for folded in names.fold(list(paths))])
+    return names.name_folded(list(paths), root="(root)")
 
 
 def biggest(tensors: Sequence[TensorSeen]) -> TensorSeen:

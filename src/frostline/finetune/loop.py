@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from frostline.errors import DataError, ModelError, TrainingDiverged, name_some
+from frostline.errors import DataError, ModelError, TrainingDiverged
 from frostline.extras import require
 from frostline.finetune.alone import moving
 from frostline.finetune.config import FinetuneConfig
@@ -31,7 +31,7 @@ from frostline.runs.device import pick_device
 from frostline.runs.seeds import drops_last, mix_seed, order_of
 from frostline.runs.time_spent import TimeSpent
 from frostline.runs.training_state import unpack_optimizer
-from frostline.state.names import fold
+from frostline.state.names import name_folded
 from frostline.tasks.task_model import TaskModel
 
 Packed = tuple[Mapping[str, Tensor], Mapping[str, str]]
@@ -212,7 +212,7 @@ def fit(
                 wrapped = rewrap(wrapped, turn) if several else turn() or wrapped
                 # What comes after the last epoch does not train any more.
                 if unfrozen and epoch < phase.epochs:
-                    progress.say(f"  unfrozen: {name_some([str(each) for each in fold(unfrozen)])}")
+                    progress.say(f"  unfrozen: {name_folded(unfrozen)}")
             if after_epoch is not None:
                 after_epoch(row, inner, "" if schedule is None else json.dumps(schedule.state_dict()))
     accelerator.free_memory()

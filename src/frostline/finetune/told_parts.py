@@ -6,8 +6,7 @@ from collections.abc import Collection
 
 from torch import nn
 
-from frostline.errors import name_some
-from frostline.state.names import fold, join
+from frostline.state.names import is_under, join, name_folded
 from frostline.tasks.task_model import TaskModel
 
 
@@ -30,7 +29,7 @@ def told_parts(model: TaskModel, strategy: str, held: Collection[str]) -> tuple[
         part
         for part in _fewest(model, parameters | buffers)
         # Buffers alone do not train.
-        if any(path == part or not part or path.startswith(f"{part}.") for path in parameters)
+        if any(is_under(path, part) for path in parameters)
     ]
     if strategy in {"gradual", "probe-then-tune"}:
         later = [part for part in parts if part.split(".")[0] == "trunk"]
@@ -60,4 +59,4 @@ def _covering(module: nn.Module, path: str, chosen: set[str]) -> list[str]:
 
 
 def _named(parts: list[str]) -> str:
-    return name_some([str(each) for each in fold(parts)]) or "nothing"
+    return name_folded(parts) or "nothing"

@@ -76,10 +76,7 @@ class Explanation(list[LayerRow]):
 
     def __str__(self) -> str:
         columns, rows = self.table()
-        encoded = [
-            f"{name_some([str(f) or '(root)' for f in names.fold(paths)])}: {how}"
-            for how, paths in self._notable().items()
-        ]
+        encoded = [f"{names.name_folded(paths, root='(root)')}: {how}" for how, paths in self._notable().items()]
         notes = ["as PyTorch has it:", *(f"  {line}" for line in encoded)] if encoded else []
         # The paths must not pay for what is rarely there.
         width = 100 if len(columns) < len(_COLUMNS) else 150

@@ -114,7 +114,7 @@ class Hold:
         """
         diff = self.diff(what)
         if diff:
-            folded = name_some([str(f) for f in names.fold(diff.paths)], rest="error.diff")
+            folded = names.name_folded(diff.paths, rest="error.diff")
             raise FrozenStateMoved(
                 f"{len(diff.moved)} of {len(diff.moved) + diff.still} held entries moved: {folded}\n{diff}", diff
             )
@@ -159,7 +159,7 @@ class Hold:
         if kept >= set(self._paths):
             raise NothingSelected(
                 "thaw: nothing of what this hold holds is selected.\n"
-                f"  held: {name_some([str(f) for f in names.fold(self._paths)], rest='hold.paths')}"
+                f"  held: {names.name_folded(self._paths, rest='hold.paths')}"
             )
         if plan is None or not kept:
             self.thaw()

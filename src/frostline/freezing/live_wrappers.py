@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from frostline.errors import CannotFreeze, CannotThaw, name_some
+from frostline.errors import CannotFreeze, CannotThaw
 from frostline.freezing.plan import FreezePlan
 from frostline.norms.processes import world_size
 from frostline.state import names
@@ -232,4 +232,4 @@ def _waited_for(model: nn.Module, stopped: Mapping[str, nn.Parameter]) -> list[s
 
 
 def _named(paths: list[str]) -> str:
-    return name_some([str(f) for f in names.fold(paths)])
+    return names.name_folded(paths)

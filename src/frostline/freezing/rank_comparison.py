@@ -213,4 +213,4 @@ def _short(gap: RankGap, value: str) -> str:
 
 
 def _folded(paths: Sequence[str]) -> str:
-    return name_some([str(f) for f in names.fold(paths)], rest="comparison.paths")
+    return names.name_folded(paths, rest="comparison.paths")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from frostline.attach.ledger import holds_mode, ledger_of
-from frostline.errors import NotConverted, name_some
+from frostline.errors import NotConverted
 from frostline.state import names
 
 
@@ -118,7 +118,7 @@ def safe_convert_sync_batchnorm(model: nn.Module, process_group: Any = None) -> 
     if special:
         warnings.warn(
             f"safe_convert_sync_batchnorm: left alone, because they have a forward of their own that SyncBatchNorm "
-            f"would lose: {name_some([str(f) for f in names.fold(special)])}",
+            f"would lose: {names.name_folded(special)}",
             NotConverted,
             stacklevel=2,
         )

@@ -47,7 +47,7 @@ class Domains:
     paths: tuple[str, ...]
 
     def __str__(self) -> str:
-        folded = name_some([str(f) for f in state_names.fold(self.paths)], rest="domains.paths")
+        folded = state_names.name_folded(self.paths, rest="domains.paths")
         return f"{len(self.paths)} layers of {type(self.root).__name__} by domain ({', '.join(self.names)}): {folded}"
 
     def _repr_html_(self) -> str:

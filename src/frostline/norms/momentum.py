@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from frostline.attach.ledger import holds_mode
-from frostline.errors import NormsError, NoStatistics, name_some
+from frostline.errors import NormsError, NoStatistics
 from frostline.norms.observe import tracked_layers
 from frostline.norms.policy import EMA
 from frostline.norms.read_policy import policy_of
@@ -116,7 +116,7 @@ def rescale_momentum(model: nn.Module, forwards_per_step: int, *selectors: Selec
     without = [path for path, layer in tracked.items() if not holds_mode(layer) and _momentum(layer) is None]
     if without:
         raise NormsError(
-            f"rescale_momentum: momentum=None in {name_some([str(f) or '(the model)' for f in names.fold(without)])}: "
+            f"rescale_momentum: momentum=None in {names.name_folded(without, root='(the model)')}: "
             "a batch norm then averages over all batches alike, an instance norm never updates, and neither has a "
             "memory that could be rescaled\n  fix: leave them out, or set a momentum first"
         )

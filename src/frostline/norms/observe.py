@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from frostline.attach.ledger import holds_statistics
-from frostline.errors import NonFiniteStatistics, NormsError, NoStatistics, name_some
+from frostline.errors import NonFiniteStatistics, NormsError, NoStatistics
 from frostline.norms.eager import eagerly
 from frostline.norms.feed import Feed
 from frostline.norms.layers import layout_of, running_statistics, statistics_of
@@ -355,4 +355,4 @@ def _can_do_without_buffers(layer: nn.Module) -> bool:
 def not_reached(layers: Mapping[str, nn.Module], reached: Mapping[str, Any]) -> str:
     """The layers that no batch came through, in words; empty if there is none."""
     missing = [path for path in layers if path not in reached]
-    return name_some([str(f) for f in names.fold(missing)]) if missing else ""
+    return names.name_folded(missing) if missing else ""

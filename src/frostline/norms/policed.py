@@ -247,7 +247,7 @@ def _check_policy(policy: StatsPolicy) -> None:
 
 
 def _lines(title: str, of: PolicyPlan | PolicyHandle) -> list[str]:
-    folded = name_some([str(f) or "(the model)" for f in names.fold(list(of.layers))], rest="layers")
+    folded = names.name_folded(list(of.layers), root="(the model)", rest="layers")
     lines = [f"{title}: {folded}"]
     lines += [f"  {mode} mode: {policy or 'as by itself'}" for mode, policy in (("train", of.train), ("eval", of.eval))]
     return lines + [f"  left as it is: {line.strip()}" for line in reasons(of.skipped).splitlines()]

@@ -179,7 +179,7 @@ class RankReport:
     def __str__(self) -> str:
         if self.world == 1:
             return "one process: there is nothing to merge"
-        held = [f"held, left alone: {name_some([str(f) for f in names.fold(self.held)])}"] if self.held else []
+        held = [f"held, left alone: {names.name_folded(self.held)}"] if self.held else []
         return "\n".join([f"merged over {self.world} processes", text_table(_COLUMNS, self._rows(), width=100), *held])
 
     def _repr_html_(self) -> str:

@@ -157,7 +157,7 @@ class RecalibrationPlan:
             ]
         constant = [row.path for row in self.rows if row.constant]
         if constant:
-            some = name_some([str(f) for f in names.fold(constant)])
+            some = names.name_folded(constant)
             lines.append(f"some channels are constant on this data and get a variance of 0 (rounded): {some}")
         for reason in dict.fromkeys(self.skipped.values()):
             paths = [path for path, why in self.skipped.items() if why == reason]

@@ -305,6 +305,6 @@ def _inner(optimizer: Optimizer) -> Optimizer:
 
 
 def _described(root: nn.Module, layers: dict[str, float], skipped: dict[str, str]) -> str:
-    folded = name_some([str(f) or "(the model)" for f in names.fold(list(layers))], rest="layers")
+    folded = names.name_folded(list(layers), root="(the model)", rest="layers")
     lines = [f"once per step of the optimizer, in {type(root).__name__}: {folded}"]
     return "\n".join(lines + [f"  left as it is: {line.strip()}" for line in reasons(skipped).splitlines()])

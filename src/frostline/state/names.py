@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from frostline.errors import UnsupportedModel
+from frostline.errors import UnsupportedModel, name_some
 from frostline.state.expected import expect_model
 
 # Wrappers that insert a token of their own. `module` is not here: it is a wrapper's token only under DDP and
@@ -152,6 +152,22 @@ def fold(paths: Sequence[str]) -> list[Folded]:
     for path in paths:
         groups.setdefault(tuple(_NUMBER.split(path)[::2]), []).append(path)
     return [Folded(_pattern(members), tuple(members)) for members in groups.values()]
+
+
+def name_folded(paths: Sequence[str], most: int = 8, *, root: str = "", rest: str = "") -> str:
+    """Name paths in a line: those that differ only in numbers together, at most ``most``, and count the others.
+
+    Args:
+        paths: the paths, in the order in which they should be read.
+        most: how many groups are written out.
+        root: what the root is called, whose path is empty.
+        rest: how to see the others.
+
+    Example:
+        >>> name_folded(["bn1.bias", "bn2.bias", "", "fc.bias"], 2, root="(root)", rest="hold.paths")
+        'bn[1-2].bias (x2), (root) (+1 more; hold.paths)'
+    """
+    return name_some([str(folded) or root for folded in fold(paths)], most, rest)
 
 
 def _pattern(members: list[str]) -> str:

@@ -163,7 +163,7 @@ class ConversionPlan:
                 step.take_back(keep_since=False)
             raise
         if self.lost:
-            folded = name_some([str(f) for f in names.fold(self.lost)], rest="plan.skipped")
+            folded = names.name_folded(self.lost, rest="plan.skipped")
             warnings.warn(
                 f"{self.to}: left alone, because it would lose what these layers do of their own: {folded} "
                 f"({self.skipped[self.lost[0]]})",
