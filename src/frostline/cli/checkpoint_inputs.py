@@ -23,6 +23,9 @@ AllowPickle: TypeAlias = Annotated[
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
+# Bytes that tell a plan from a checkpoint.
+_HEAD = 4096
+
 
 def show(text: object) -> None:
     """Print as it is: names from files have their control characters written out already."""
@@ -30,9 +33,14 @@ def show(text: object) -> None:
 
 
 def is_plan(path: Path) -> bool:
-    """Whether a file holds what ``frostline plan -o`` writes, of whatever version."""
+    """Whether a file holds what ``frostline plan -o`` writes, of whatever version; of a checkpoint the head is read."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+            # JSON has no zeros; a checkpoint has some at its beginning, and may be larger than memory.
+            if b"\0" in head or not head.lstrip().startswith(b"{"):
+                return False
+            data = json.loads(head + file.read())
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and {"schema_version", "rows"} <= data.keys()
@@ -62,11 +70,28 @@ def check_convert_paths(checkpoint: Path, plan: Path, out: Path, *, to: str, for
             raise FrostlineError(f"{out}: that is what is read, and would be replaced.\n  fix: another name")
     if to != "safetensors":
         return
+    check_safetensors_name(out, otherwise=", or --to distributed")
+    check_free(out, force=force)
+
+
+def check_safetensors_name(out: Path, option: str = "", *, otherwise: str = "") -> None:
+    """Raise where the name of a file that is to be written does not say that it is of safetensors.
+
+    Args:
+        out: the file.
+        option: what it was given with, as it is written: ``"--out "``.
+        otherwise: another way out, behind the fix.
+    """
     if out.suffix != ".safetensors":
-        better = out.with_suffix(".safetensors") if out.name else "new.safetensors"
+        better = out.with_suffix(".safetensors") if out.name else "model.safetensors"
         raise FrostlineError(
-            f"{out}: a safetensors file is written, and its name should say so.\n  fix: {better}, or --to distributed"
+            f"{option}{out}: a safetensors file is written, and its name should say so.\n"
+            f"  fix: {option}{better}{otherwise}"
         )
+
+
+def check_free(out: Path, option: str = "", *, force: bool) -> None:
+    """Raise where a file is in the way of one that is to be written, and ``--force`` does not say to replace it."""
     if out.exists() and (out.is_dir() or not force):
         fix = "another name" if out.is_dir() else "another name, or --force"
-        raise FrostlineError(f"{out}: it exists already.\n  fix: {fix}")
+        raise FrostlineError(f"{option}{out}: it exists already.\n  fix: {fix}")

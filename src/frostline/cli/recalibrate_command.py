@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from frostline.cli.checkpoint_inputs import check_free, check_safetensors_name
 from frostline.cli.completion import among
 from frostline.cli.console import ERRORS, print_json
 from frostline.cli.norm_inputs import (
@@ -170,18 +171,12 @@ def _write(result: Recalibration, inputs: Inputs, out: Path) -> Path | None:
 
 
 def _check_out(out: Path, checkpoint: Path | None, *, force: bool) -> None:
-    if out.suffix != ".safetensors":
-        raise FrostlineError(
-            f"--out {out}: a safetensors file is written, and its name should say so.\n"
-            f"  fix: --out {out.with_suffix('.safetensors') if out.name else 'model.safetensors'}"
-        )
+    check_safetensors_name(out, "--out ")
     if not out.parent.is_dir():
         raise FrostlineError(f"--out {out}: the folder {out.parent} does not exist.\n  fix: make it, or another --out")
     if checkpoint is not None and out.exists() and checkpoint.exists() and out.samefile(checkpoint):
         raise FrostlineError(f"--out {out}: that is the old checkpoint.\n  fix: another name")
-    if out.exists() and (out.is_dir() or not force):
-        fix = "another name" if out.is_dir() else "another name, or --force"
-        raise FrostlineError(f"--out {out}: it exists already.\n  fix: {fix}")
+    check_free(out, "--out ", force=force)
 
 
 def _neither(out: Path) -> str:
