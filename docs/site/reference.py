@@ -30,8 +30,7 @@ def pages() -> dict[str, str]:
     for module in MODULES:
         file = _file(module)
         names = public_names(file) or names_defined(file, f"frostline.{module}")
-        said = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-        found[f"reference/{module}.md"] = _page(module, said, names)
+        found[f"reference/{module}.md"] = _page(module, _first_line(file), names)
     return found
 
 
@@ -104,6 +103,9 @@ def _is_module(dotted: str) -> bool:
 
 def _said(init: Path) -> str:
     """What the room says of itself in its first line, behind its floor."""
-    line = (ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-    said = line.partition(":")[2].strip()
+    said = _first_line(init).partition(":")[2].strip()
     return said[:1].upper() + said[1:]
+
+
+def _first_line(file: Path) -> str:
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]

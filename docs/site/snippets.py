@@ -14,7 +14,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parents[1]
 
 _FENCE = re.compile(r"^( *)```+ *([\w.-]*)")
-# What a block needs and a reader has (a model, data, a process group) stands in a comment, which no page shows.
+# What a block needs and a reader has (a model, data) stands in a comment, which no page shows.
 _HIDDEN = "<!-- python"
 # A figure with a point or an exponent, perhaps in percent; `1.weight`, `0.1.0` and `.5` are no figures.
 _FIGURE = re.compile(r"(?<![\w.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?![\w.]*\w)( ?%)?")

@@ -48,6 +48,20 @@ def outermost(inner: Iterable[nn.Module]) -> dict[int, nn.Module]:
     return found
 
 
+def inner_of(module: nn.Module) -> nn.Module:
+    """The model of a wrapper, by which events are named; what cannot be looked into stands for itself.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> inner_of(nn.DataParallel(model)) is model
+        True
+    """
+    try:
+        return names.unwrap(module)
+    except UnsupportedModel:
+        return module
+
+
 def _tops(module: nn.Module, owners: dict[int, list[nn.Module]]) -> list[nn.Module]:
     tops: list[nn.Module] = []
     known: set[int] = set()

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from frostline.audit.containers import walk
+from frostline.audit.discovery import inner_of
 from frostline.audit.events import Load, Save, StateDictKept
 from frostline.audit.marks import marks
 from frostline.audit.places import Place
 from frostline.audit.recorder import Recorder
 from frostline.audit.rows import HUGE, largest, pointer_of
-from frostline.errors import UnsupportedModel
 from frostline.state import names
 
 # So many tensors of a state dict stand for all of them.
@@ -68,7 +68,7 @@ class FileListener:
             after = self._recorder.steps - taken.step
             if module is None or not after or not (taken.loaded_back or _is_live(taken, module)):
                 continue
-            model, path = self._recorder.place_of(_inner(module))
+            model, path = self._recorder.place_of(inner_of(module))
             yield StateDictKept(
                 at=taken.at, step=taken.step, place=taken.place, model=model, path=path, steps_after=after
             )
@@ -133,7 +133,7 @@ class FileListener:
         floating = {p: t for p, t in now.items() if t.is_floating_point() and not t.is_meta and t.numel()}
         recorder.add_pending(
             Load,
-            _inner(module),
+            inner_of(module),
             {
                 "not_finite": [t for t in floating.values() if not bool(torch.isfinite(t).all())],
                 "huge": [t for t in floating.values() if isinstance(t, nn.Parameter) and largest(t) > HUGE],
@@ -148,7 +148,7 @@ class FileListener:
             own=own,
             error=error,
         )
-        watch = recorder.watch_of(_inner(module))
+        watch = recorder.watch_of(inner_of(module))
         if watch is not None:
             # A load is meant: what must stay must stay as it was loaded.
             watch.refresh()
@@ -217,14 +217,6 @@ class FileListener:
             found = [key for key in keys if key in watch.rows]
             if len(found) >= max(1, _NAMED * len(keys)) and len(found) > 1:
                 paths.setdefault(watch.name, {}).update(dict.fromkeys(found))
-
-
-def _inner(module: nn.Module) -> nn.Module:
-    """The model of a wrapper, by which events are named: what ``torch.compile`` gives has the tensors of its model."""
-    try:
-        return names.unwrap(module)
-    except UnsupportedModel:
-        return module
 
 
 def _alive(taken: _Taken) -> bool:

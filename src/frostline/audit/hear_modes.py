@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from frostline.audit.discovery import inner_of
 from frostline.audit.events import GradFlag, ModeCall, Registration
 from frostline.audit.marks import marks
 from frostline.audit.module_facts import settings_now
 from frostline.audit.places import Place
 from frostline.audit.recorder import Recorder
 from frostline.audit.rows import pointer_of, version_of
-from frostline.errors import UnsupportedModel
-from frostline.state import names
 
 # Above so many parameters a switch of modes is not checked for changing values: it would take longer than the switch.
 _MOST_PARAMETERS = 20_000
@@ -48,7 +47,7 @@ class ModeListener:
                 watch.settings_before = settings_now(watch.modules)
         result = original(*args, **kwargs)
         with recorder.work():
-            module = _unwrapped(module)
+            module = inner_of(module)
             watch = recorder.watch_of(module)
             if mode:
                 recorder.put_into_eval.pop(id(module), None)
@@ -125,13 +124,6 @@ def _is_left(grad: Tensor) -> bool:
     """Whether a gradient is other than zero; of a sharded one this process asks its own share."""
     grad = getattr(grad, "_local_tensor", grad).detach()
     return bool((grad._values() if grad.is_sparse else grad).any())
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    try:
-        return names.unwrap(module)
-    except UnsupportedModel:
-        return module
 
 
 def _parameters(value: Any) -> list[tuple[str, nn.Parameter]]:

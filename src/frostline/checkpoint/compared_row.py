@@ -1,14 +1,12 @@
-"""A name in two checkpoints, or in one: what became of it, and how such rows are sorted and counted.
+"""A name in two checkpoints, or in one: what became of it, and of which kind it is.
 
 Knows rows; what they mean together is said by `comparison`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 # Roles by what a reader asks about. Counters stand apart: their differences are numbers of batches.
 CLASSES: Mapping[str, str] = {
@@ -26,8 +24,6 @@ STATISTICS = ("norm statistics", "norm counters")
 COMPARED = frozenset({"same", "changed"})
 PAIRED = COMPARED | {"alike"}
 BESIDE = ("added", "removed", "reshaped", "retyped")
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -77,24 +73,3 @@ class Row:
 def count_beside(rows: Sequence[Row]) -> dict[str, int]:
     """How many were not compared, by why."""
     return {change: sum(row.change == change for row in rows) for change in BESIDE}
-
-
-def largest(values: Iterable[float | None]) -> float | None:
-    """The largest of the figures that are known; NaN is larger than all.
-
-    Example:
-        >>> largest([1.0, None, 2.0]), largest([])
-        (2.0, None)
-    """
-    known = [value for value in values if value is not None]
-    if any(map(math.isnan, known)):
-        return math.nan
-    return max(known, default=None)
-
-
-def by(members: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
-    """Members by what a function says of them, in the order in which it says so first."""
-    groups: dict[K, list[V]] = {}
-    for member in members:
-        groups.setdefault(key(member), []).append(member)
-    return groups

@@ -11,7 +11,7 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from frostline.checkpoint.compared_row import BESIDE, ORDER, PAIRED, STATISTICS, Row, by, count_beside, largest
+from frostline.checkpoint.compared_row import BESIDE, ORDER, PAIRED, STATISTICS, Row, count_beside
 from frostline.checkpoint.comparison_words import (
     count_tensors,
     is_training,
@@ -26,6 +26,7 @@ from frostline.checkpoint.comparison_words import (
     say_untouched,
 )
 from frostline.json_values import finite
+from frostline.state.changes import grouped, largest
 from frostline.state.names import fold, name_folded
 from frostline.tables import html_table, text_table
 
@@ -125,7 +126,7 @@ class Comparison:
             _group(subtree, role_class, rows)
             for subtree in self.subtrees()
             for role_class, rows in sorted(
-                by(subtree.rows, lambda row: row.role_class).items(), key=lambda item: ORDER.index(item[0])
+                grouped(subtree.rows, lambda row: row.role_class).items(), key=lambda item: ORDER.index(item[0])
             )
         ]
 
@@ -142,7 +143,7 @@ class Comparison:
         for state, say in (("drifted", drifted), ("untouched", say_untouched), ("trained", say_trained)):
             of_state = [subtree for subtree in subtrees if subtree.state == state]
             # Parts that were compared whole, and parts that were not, do not vouch for one another.
-            for members in by(of_state, lambda each: any(row.change in BESIDE for row in each.rows)).values():
+            for members in grouped(of_state, lambda each: any(row.change in BESIDE for row in each.rows)).values():
                 whole = len(members) == len(subtrees)
                 paths = [path for subtree in members for path in subtree.paths]
                 where = "everything" if whole else name_folded(paths, rest="groups(), --json")
@@ -211,8 +212,8 @@ class _Fate:
         self.parameters: set[bool] = set()
         self.statistics: set[bool] = set()
         common = (row for row in rows if row.change in PAIRED)
-        for members in by(common, lambda row: row.module).values():
-            for of_class, found in by(members, lambda row: row.role_class in STATISTICS).items():
+        for members in grouped(common, lambda row: row.module).values():
+            for of_class, found in grouped(members, lambda row: row.role_class in STATISTICS).items():
                 seen = self.statistics if of_class else self.parameters
                 seen.add(any(row.change == "changed" for row in found))
 
@@ -247,7 +248,7 @@ def _split(rows: Sequence[Row]) -> list[tuple[str, tuple[Row, ...]]]:
             if own:
                 found.append((".".join(members[0][0][:depth]), own))
             continue
-        children = by(members, partial(_token, depth))
+        children = grouped(members, partial(_token, depth))
         branched = branched or len(children) > 1
         waiting += [(depth + 1, branched, child) for child in reversed(children.values())]
     return found

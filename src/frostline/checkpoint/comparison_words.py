@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from frostline.checkpoint.compared_row import BESIDE, COMPARED, ORDER, STATISTICS, Row, by, count_beside, largest
+from frostline.checkpoint.compared_row import BESIDE, COMPARED, ORDER, STATISTICS, Row, count_beside
 from frostline.errors import name_some
+from frostline.state.changes import grouped, largest
 from frostline.state.names import fold, name_folded
 
 # How to see all of what is named in part.
@@ -55,7 +56,7 @@ def say_beside(rows: Sequence[Row]) -> str:
 
 
 def _say_classes(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    by_class = by((row for row in rows if row.change in COMPARED), lambda row: row.role_class)
+    by_class = grouped((row for row in rows if row.change in COMPARED), lambda row: row.role_class)
     said: list[str] = []
     for role_class in classes:
         members = by_class.get(role_class, [])
@@ -81,7 +82,7 @@ def say_nans(rows: Sequence[Row]) -> list[str]:
 
 def say_reshaped(rows: Sequence[Row]) -> list[str]:
     """A line for the tensors of another shape, with both shapes."""
-    found = by((row for row in rows if row.change == "reshaped"), lambda row: (_kind(row, 0), _kind(row, 1)))
+    found = grouped((row for row in rows if row.change == "reshaped"), lambda row: (_kind(row, 0), _kind(row, 1)))
     named = [
         f"{folded} {before} → {after}"
         for (before, after), members in found.items()
@@ -93,7 +94,7 @@ def say_reshaped(rows: Sequence[Row]) -> list[str]:
 
 def say_retyped(rows: Sequence[Row]) -> list[str]:
     """Lines for the tensors of another dtype."""
-    found = by((row for row in rows if row.change == "retyped"), lambda row: (row.dtype_before, row.dtype_after))
+    found = grouped((row for row in rows if row.change == "retyped"), lambda row: (row.dtype_before, row.dtype_after))
     return [
         f"retyped: {count_tensors(len(members))}, {before} → {after}: {name_rows(members)}"
         for (before, after), members in found.items()

@@ -113,7 +113,15 @@ def doctor(
 
 # What a script hardly has an option of its own for.
 _OURS = (
-    *("--apply", "--baseline", "--fail-on", "--frozen", "--html", "--keep-going", "--moving", "--no-trace", "--sarif"),
+    "--apply",
+    "--baseline",
+    "--fail-on",
+    "--frozen",
+    "--html",
+    "--keep-going",
+    "--moving",
+    "--no-trace",
+    "--sarif",
     "--write-baseline",
 )
 

@@ -188,9 +188,7 @@ def finetune(
             else:
                 _refuse_beside_resume(context, resume, {"resume", "device", "as_json"})
                 refuse_to_resume_tasks(resume)
-                asked = context.get_parameter_source("device")
-                given = asked is not None and asked.name != "DEFAULT"
-                result = room.resume(resume, device=device if given else None, progress=live)
+                result = room.resume(resume, device=device if _is_given(context, "device") else None, progress=live)
     except KeyboardInterrupt as stop:
         folder = getattr(stop, "folder", None)
         if folder is None:
@@ -209,14 +207,16 @@ def finetune(
         raise typer.Exit(1)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, be it with its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _refuse_beside_resume(context: typer.Context, resume: Path, allowed: set[str]) -> None:
     """A run goes on with the settings it began with; others beside ``--resume`` would be silently ignored."""
     given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in allowed
-        and (source := context.get_parameter_source(name)) is not None
-        and source.name != "DEFAULT"
+        f"--{name.replace('_', '-')}" for name in context.params if name not in allowed and _is_given(context, name)
     ]
     if given:
         raise FrostlineError(
@@ -228,8 +228,7 @@ def _refuse_beside_resume(context: typer.Context, resume: Path, allowed: set[str
 
 def _refuse_contradiction(context: typer.Context, freeze: list[str] | None) -> None:
     """``--strategy head`` is the default, under which --freeze says what is held; asked for, it says another thing."""
-    source = context.get_parameter_source("strategy")
-    asked = source is not None and source.name != "DEFAULT" and context.params["strategy"] == "head"
+    asked = _is_given(context, "strategy") and context.params["strategy"] == "head"
     if asked and freeze and "*" not in freeze:
         raise FrostlineError(
             f"--strategy head with --freeze {' --freeze '.join(freeze)}: the one trains the new head alone, with the "

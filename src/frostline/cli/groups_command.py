@@ -67,9 +67,8 @@ def groups(
 
 def _refuse_no_head(model: nn.Module, head: str) -> None:
     """A head is looked for among the layers that can be one, and not among all names."""
-    from torch.nn import Linear
-
     from frostline.errors import NothingSelected, name_some
+    from frostline.finetune.classifier import linear_paths
     from frostline.optim.depth import find_head
     from frostline.state.names import nearest
     from frostline.state.selection import select
@@ -78,9 +77,7 @@ def _refuse_no_head(model: nn.Module, head: str) -> None:
         select(model, head)
     except NothingSelected:
         usual = find_head(model)
-        layers = [path for path, module in model.named_modules() if path and isinstance(module, Linear)][::-1]
-        known: list[str] = [] if usual is None else [usual]
-        known += [path for path in layers if path != usual]
+        known = list(dict.fromkeys(filter(None, [usual, *linear_paths(model)[::-1]])))
         near = nearest(head, known) or known
         fix = (
             f"one of the Linear layers: {name_some(near)}"

@@ -9,14 +9,13 @@ import difflib
 import importlib
 import inspect
 import os
-import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from types import ModuleType
 
 from torch import nn
 
 from frostline.errors import ModelError, name_some
+from frostline.extras import working_directory_importable
 from frostline.finetune.classifier import first_line
 
 FORMS = "timm/NAME, torchvision/NAME or package.module:factory"
@@ -37,7 +36,7 @@ def call_factory(name: str, num_classes: int) -> tuple[nn.Module, bool]:
     Raises:
         ModelError: the module cannot be imported, has no such factory, or the factory fails or returns no module.
     """
-    with _working_directory_importable():
+    with working_directory_importable():
         factory = _find_factory(name)
         takes = _takes_num_classes(factory)
         try:
@@ -124,16 +123,3 @@ def _takes_num_classes(factory: Callable[..., object]) -> bool:
     if named is not None:
         return named.kind is not inspect.Parameter.POSITIONAL_ONLY
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-
-
-@contextmanager
-def _working_directory_importable() -> Generator[None, None, None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    # A module that was written a moment ago is not in the import system's list of the folder yet.
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the imported code may have rearranged the path itself
-            sys.path.remove(here)

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from frostline.errors import MissingExtra, printable
+from frostline.report.figures import count
 
 if TYPE_CHECKING:
     from frostline.finetune.metrics import EpochRow
@@ -67,7 +68,7 @@ class NotebookProgress:
             self._move(f"iteration {done:,} of {phase:,}", done, phase)
         else:
             behind = f", {done} done" if done else ""
-            self.say(f"training {phase}: {total} epoch{'' if total == 1 else 's'}{behind}")
+            self.say(f"training {phase}: {count(total, 'epoch')}{behind}")
 
     def step(self, phase: str, epoch: int, done: int, steps: int, loss: float) -> None:
         """A step of an epoch was taken."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from frostline.errors import SnapshotError
 from frostline.state import names
 from frostline.state.inventory import SCHEMA_VERSION, TENSOR_KINDS
 from frostline.tables import html_table, text_table
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,11 @@ class StateDiff:
 
     def by_module(self) -> dict[str, list[Change]]:
         """The rows grouped by the path of their module."""
-        return _group(self.moved, lambda row: row.module)
+        return grouped(self.moved, lambda row: row.module)
 
     def by_role(self) -> dict[str, list[Change]]:
         """The rows grouped by role."""
-        return _group(self.moved, lambda row: row.role)
+        return grouped(self.moved, lambda row: row.role)
 
     def to_json(self) -> dict[str, Any]:
         """The diff as JSON-ready values with a schema version."""
@@ -131,7 +134,7 @@ class StateDiff:
 
     def _rows(self) -> list[list[object]]:
         """One row for each set of paths that differ only in their numbers and changed alike."""
-        groups = _group(self.moved, lambda row: (row.kind, row.role, row.change, row.module_type))
+        groups = grouped(self.moved, lambda row: (row.kind, row.role, row.change, row.module_type))
         rows: list[list[object]] = []
         for members in groups.values():
             known = {row.path: row for row in members}
@@ -146,8 +149,8 @@ class StateDiff:
                         of_fold[0].role,
                         of_fold[0].module_type,
                         what,
-                        _largest(row.max_abs for row in of_fold),
-                        _largest(row.mean_abs for row in of_fold),
+                        largest(row.max_abs for row in of_fold),
+                        largest(row.mean_abs for row in of_fold),
                     ]
                 )
         return rows
@@ -168,15 +171,27 @@ def check_version(data: Mapping[str, Any]) -> None:
         )
 
 
-def _largest(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    if any(math.isnan(v) for v in known):
+def largest(values: Iterable[float | None]) -> float | None:
+    """The largest of the figures that are known; NaN is larger than all.
+
+    Example:
+        >>> largest([1.0, None, 2.0]), largest([])
+        (2.0, None)
+    """
+    known = [value for value in values if value is not None]
+    if any(map(math.isnan, known)):
         return math.nan
     return max(known, default=None)
 
 
-def _group(rows: list[Change], key: Callable[[Change], Any]) -> dict[Any, list[Change]]:
-    groups: dict[Any, list[Change]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
+def grouped(members: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
+    """Members by what a function says of them, in the order in which it says so first.
+
+    Example:
+        >>> grouped(["a.b", "c", "a.d"], lambda path: path.partition(".")[0])
+        {'a': ['a.b', 'a.d'], 'c': ['c']}
+    """
+    groups: dict[K, list[V]] = {}
+    for member in members:
+        groups.setdefault(key(member), []).append(member)
     return groups

@@ -6,11 +6,8 @@ that run code, where the user has asked for that.
 
 from __future__ import annotations
 
-import importlib
 import io
-import os
 import re
-import sys
 import traceback
 import warnings
 from collections import OrderedDict
@@ -27,6 +24,7 @@ from frostline.checkpoint.readers.source import SourceFile
 from frostline.checkpoint.stored import in_memory
 from frostline.compat import import_torchvision
 from frostline.errors import CheckpointError, FrostlineError, printable
+from frostline.extras import working_directory_importable
 
 # Deeper than the readers let any file be.
 _DEEPEST = 200
@@ -75,16 +73,10 @@ def read_whole(source: SourceFile, *, allow_pickle: bool) -> object:
 @contextmanager
 def _code_importable() -> Generator[None, None, None]:
     """The working directory can be imported from, as in a script there; torchvision too, whatever torch is here."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
+    with working_directory_importable():
         with suppress(Exception):  # whoever needs it meets the same error, and it is told then
             import_torchvision()
         yield
-    finally:
-        with suppress(ValueError):  # the imported code may have rearranged the path itself
-            sys.path.remove(here)
 
 
 def _is_of_the_code(error: Exception) -> bool:

@@ -15,7 +15,7 @@ from frostline.doctor.rule import Found, Rule
 from frostline.doctor.telling import arrived, counted, some
 from frostline.errors import printable
 from frostline.findings import Safety, Severity
-from frostline.state.names import parent
+from frostline.state.names import join, parent
 
 
 def look(seen: Seen) -> Iterator[Found]:
@@ -41,9 +41,9 @@ def look(seen: Seen) -> Iterator[Found]:
             evidence.append("the result of load_state_dict, which lists both, is not looked at")
         yield Found(
             message=f"load_state_dict(strict=False) brought {came} of {counted(load.wanted, 'tensor')} into "
-            f"{_owner(load)}; {load.given:,} came",
+            f"{join(load.model, load.path)}; {load.given:,} came",
             model=load.model,
-            paths=tuple(_join(load.path, key) for key in load.missing),
+            paths=tuple(join(load.path, key) for key in load.missing),
             evidence=tuple(evidence),
             remedy=fix or "frostline.plan_load(model, checkpoint).apply(), which refuses what does not match",
             severity=Severity.ERROR if not came else Severity.WARNING,
@@ -64,14 +64,6 @@ def _came_later(load: Load, seen: Seen) -> bool:
     """Whether another load of the same module brought more before it was trained: the first was an attempt."""
     later = seen.of(Load, lambda e: e.model == load.model and e.at > load.at and e.step == load.step and not e.error)
     return any(e.path in {"", load.path} and not _fell_short(e) for e in later)
-
-
-def _owner(load: Load) -> str:
-    return f"{load.model}.{load.path}" if load.path else load.model
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
 
 
 def _renaming(load: Load) -> tuple[str, str]:
@@ -107,7 +99,7 @@ def _renaming(load: Load) -> tuple[str, str]:
     if nested and len(load.unexpected) <= 12:
         return (
             f"what came looks like a whole training checkpoint: the tensors are in its entry {nested[0]!r}",
-            f'{_owner(load)}.load_state_dict(checkpoint["{nested[0]}"])',
+            f'{join(load.model, load.path)}.load_state_dict(checkpoint["{nested[0]}"])',
         )
     return "", ""
 
@@ -119,7 +111,8 @@ def _then(load: Load, missing: set[str], renamed: set[str]) -> str:
         return "then load it strictly"
     kept = covering(left, renamed)
     keep = repr(kept[0]) if len(kept) == 1 else repr(kept)
-    return f"then frostline.plan_load({_owner(load)}, state, keep={keep}).apply(), which refuses anything else"
+    owner = join(load.model, load.path)
+    return f"then frostline.plan_load({owner}, state, keep={keep}).apply(), which refuses anything else"
 
 
 _COUNT = ".num_batches_tracked"

@@ -10,6 +10,7 @@ from frostline.audit.seen import Seen
 from frostline.doctor.rule import Found, Rule
 from frostline.doctor.telling import arrived, counted
 from frostline.findings import Safety, Severity
+from frostline.state.names import join
 
 
 def look(seen: Seen) -> Iterator[Found]:
@@ -26,7 +27,7 @@ def look(seen: Seen) -> Iterator[Found]:
         if load.step:
             continue  # a best state that is the last one is what it should be; one without a copy is C503's to tell
         told.add(site)
-        owner = f"{load.model}.{load.path}" if load.path else load.model
+        owner = join(load.model, load.path)
         model = seen.model(load.model)
         if load.own:
             evidence = [

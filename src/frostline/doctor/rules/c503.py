@@ -11,6 +11,7 @@ from frostline.audit.seen import Seen
 from frostline.doctor.rule import Found, Rule
 from frostline.doctor.telling import call_at, counted
 from frostline.findings import Safety, Severity
+from frostline.state.names import join
 
 # What a variable is called that is meant to hold values of one moment.
 _SNAPSHOT = re.compile(
@@ -32,7 +33,7 @@ def look(seen: Seen) -> Iterator[Found]:
         if site in told or (back is None and harmless):
             continue
         told.add(site)
-        owner = f"{event.model}.{event.path}" if event.path else event.model
+        owner = join(event.model, event.path)
         steps = counted(event.steps_after, "optimizer step")
         evidence = [f"alive during {steps} after it was taken"]
         evidence.append("state_dict() gives the model's own tensors, not copies: each step changes them too")
@@ -66,7 +67,7 @@ def _last_states(seen: Seen, told: set[tuple[str, str, Place]]) -> Iterator[Foun
         if (load.model, load.path) in known:
             continue
         known.add((load.model, load.path))
-        owner = f"{load.model}.{load.path}" if load.path else load.model
+        owner = join(load.model, load.path)
         yield Found(
             message=f"the state that is loaded back into {owner} is its own memory, not a copy: loading it did nothing",
             model=load.model,
